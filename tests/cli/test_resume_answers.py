@@ -154,3 +154,25 @@ def test_eval_goes_on_inside_the_second_task(bench: Bench, tmp_path: Path, dies)
     assert sizes == [2, 2, 2]
     assert out.read_bytes() == (tmp_path / "whole.json").read_bytes()
     assert not journal_path(out).exists()
+
+
+def test_the_answers_are_kept_while_a_verifier_is_mended(bench: Bench, tmp_path: Path, dies) -> None:
+    _, sizes = dies
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": prompt, "answer": "a"}) + "\n" for prompt in PROMPTS))
+    out, task = tmp_path / "score.json", tmp_path / "task.yaml"
+    command = ("eval", bench.base, "-t", task, *DRAWN, "-o", out)
+
+    def judge(score: str) -> None:  # each in a file of its own: the test's process has read the other one
+        own = tmp_path / f"judge_{score}.py"
+        own.write_text(f"def check(answer, gold, options):\n    return {score}\n")
+        splits = "splits: {train: 1, calibration: 1, test: 5}"
+        task.write_text(f"source: file\npath: {rows}\n{splits}\nverifier: {own}:check\n")
+
+    judge("100")
+    assert "from 0 to 1" in " ".join(refused(*command).split())
+    sizes.clear()
+    judge("1")
+    assert "5 answers are in" in made(*command).err
+    assert not sizes
+    assert [one["score"] for one in json.loads(out.read_bytes())["answers"]] == [1.0] * 5

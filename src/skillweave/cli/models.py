@@ -232,7 +232,7 @@ def eval_(
         model_defaults=model_defaults,
     )
     from skillweave.artefact import write_json
-    from skillweave.cli.scoring import Examples, rate
+    from skillweave.cli.scoring import Examples, asked_of, rate
     from skillweave.cli.show import show_rated
     from skillweave.engine import open_engine
     from skillweave.tasks import load_task
@@ -266,8 +266,8 @@ def eval_(
             for one in tasks
         ]
         engine = open_engine(target, base=base, dtype=dtype, backbone=backbone, device=device)
-        asked = [settings, asdict(sampling), limit, [one.key for one in tasks]]
-        journal = stack.enter_context(keep_replies(out, engine, opened, asked))
+        asked = [asked_of(one, examples, split, limit) for one, examples in zip(tasks, few_shot_examples, strict=True)]
+        journal = stack.enter_context(keep_replies(out, engine, opened, [settings, asdict(sampling), asked]))
         for number, (name, one, examples, own_tools) in enumerate(
             zip(task, tasks, few_shot_examples, opened, strict=True)
         ):
