@@ -156,7 +156,7 @@ def test_eval_goes_on_inside_the_second_task(bench: Bench, tmp_path: Path, dies)
     assert not journal_path(out).exists()
 
 
-def test_the_answers_are_kept_while_a_verifier_is_mended(bench: Bench, tmp_path: Path, dies) -> None:
+def test_the_answers_are_kept_while_a_verifier_is_fixed(bench: Bench, tmp_path: Path, dies) -> None:
     _, sizes = dies
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"prompt": prompt, "answer": "a"}) + "\n" for prompt in PROMPTS))

@@ -71,7 +71,7 @@ class Rated:
 def asked_of(task: Task, examples: Examples, split: str, limit: int | None) -> Any:
     """What a task is to a model, JSON-like: its prompts and its settings, without those of the verifier.
 
-    A verifier of the user's own may fail after hours of answers: they are still there when it is mended.
+    A verifier of the user's own may fail after hours of answers: they are still there when it is fixed.
     """
     prompts = [examples.ask(entry) for entry in task.distinct(split)[:limit]]
     return [task.spec.model_dump(mode="json", exclude={"verifier", "options", "thoughts"}), prompts]
