@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pytest
 
 from skillweave.tools.call import Call, Outcome
-from skillweave.tools.turn import call_text, read_turn
+from skillweave.tools.turn import CLOSE, OPEN, call_text, read_turn
 
 SUM = Call("calculator", {"expression": "2+2"})
 BODY = '{"name": "calculator", "arguments": {"expression": "2+2"}}'
@@ -374,12 +374,29 @@ def test_thoughts_can_be_kept() -> None:
     assert read_turn("<think>no</think>4", thoughts="keep").answer == "<think>no</think>4"
 
 
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ('say <tool_call>{\\"name\\": \\"add\\", \\"arguments\\": {}}</tool_call> now"} oops', []),
+        ("x\nprint('<tool_call>{}</tool_call>')\n\", oops", []),
+        ("a string without an end", [SUM]),
+        ('a", {oops}', [SUM]),
+        ('say <tool_call>{\\"a\\": <function=now></function>', []),
+    ],
+)
+def test_a_call_inside_a_string_is_not_made_because_the_call_around_it_is_broken(text: str, read: list[Call]) -> None:
+    broken = f'{OPEN}{{"name": "write", "arguments": {{"text": "{text}}}}}{CLOSE}'
+    first, *others = read_turn(broken + ("\n" + CALL if read else "")).calls
+    assert isinstance(first, Outcome)
+    assert others == read
+
+
 PIECES = [
     "<tool_call>", "</tool_call>", "{", "}", "[", "]", '"', "'", "\\", ",", ":", '{"a":', " ", "```", "<function=f>",
     "</function>", "<parameter=n>", "[TOOL_CALLS]", "[ARGS]", "<|python_tag|>", "<arg_key>", "</arg_key>", BODY, "9",
     "<think>", '\\"', "[TOOL_CALLS]a ", "<function=f><parameter=n>", "<tool_call>a<arg_key>", '<tool_call>["', "{'a':",
     "<|tool_call_start|>f(", "```tool_code\n", "now()\n", "[now(),",
-    '<|tool_call_start|>f(\\"', "f('",
+    '<|tool_call_start|>f(\\"', "f('", '<tool_call>{\\"',
 ]  # fmt: skip
 
 

@@ -6,7 +6,7 @@ A packed model is an ordinary causal LM here. Its caller chooses the pack of eac
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -150,6 +150,8 @@ def generate_answers(
     around_batch: Callable[[list[int]], AbstractContextManager[Any]] | None = None,
     apart: Callable[[int], Hashable] | None = None,
     prefixes: Sequence[int] | None = None,
+    kept: Collection[int] = (),
+    written: Callable[[Mapping[int, list[Generated]]], object] | None = None,
     streamer: Any = None,
     label: str | None = None,
 ) -> list[list[Generated]]:
@@ -162,6 +164,9 @@ def generate_answers(
     * Prompts with different values of ``apart(index)`` are never in one batch.
     * ``prefixes`` gives for each prompt how many of its first tokens are read outside of ``around_batch``. Prompts that
       have the same number of tokens behind their prefix share batches.
+    * ``kept`` are the indices of prompts that need no answer. A batch of nothing else is left out, and its prompts get
+      an empty list. All other batches and their draws are the same as without ``kept``.
+    * ``written`` is called after each batch with its answers, by the index of the prompt.
     * ``streamer`` is a transformers streamer, for one prompt and one sample.
     * ``label`` shows a progress bar.
 
@@ -189,12 +194,15 @@ def generate_answers(
     try:
         with bar(label or "", len(rows), shown=label is not None) as advance:
             for number, batch in enumerate(batches):
+                if all(row in kept for row in batch):
+                    advance(len(batch))
+                    continue
                 ids, mask = pad_left([encoded[row] for row in batch], padding_id(model, tokenizer), model.device)
                 read = ids.shape[1] - behind[batch[0]] if prefixes else 0
                 cache = read_prefix(model, ids[:, :read], mask[:, :read]) if read else None
                 try:
                     with around_batch(batch) if around_batch else contextlib.nullcontext():
-                        written = _one_batch(
+                        texts = _one_batch(
                             model,
                             [decodings[row] for row in batch],
                             [encoded[row] for row in batch],
@@ -209,8 +217,10 @@ def generate_answers(
                 except NoProbabilities as error:
                     row = batch[error.row]
                     raise NoProbabilities(f"prompt {numbers[row] + 1}: {error}", row) from None
-                for row, answer in zip(batch, written, strict=True):
+                for row, answer in zip(batch, texts, strict=True):
                     answers[row].append(answer)
+                if written is not None:
+                    written({row: answers[row] for row in batch})
                 advance(len(batch))
     finally:
         model.train(was_training)

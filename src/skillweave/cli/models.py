@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from skillweave.cli.app import app
+from skillweave.cli.journal import keep_replies
 from skillweave.cli.options import BACKBONE, DEFAULTS, DEVICE, DTYPE, SEED, TEMPERATURE, TOP_P, read_sampling
 from skillweave.cli.places import check_file, has_keys
 from skillweave.cli.tools import TOOLS, open_tools
@@ -73,7 +75,8 @@ def generate(
     """Answer one prompt (streamed to the terminal), or a file of prompts (written as JSONL).
 
     The prompts of a file are answered in batches that all packs share. Without --pack, the router of a weave chooses
-    the pack for each prompt, and a skillpack folder answers with its pack.
+    the pack for each prompt, and a skillpack folder answers with its pack. With --out, each batch is kept in a file
+    beside it, which ends in .partial: the same command goes on there after it was stopped or killed.
 
     **Examples**
 
@@ -117,7 +120,8 @@ def generate(
     from skillweave.terminal import harmless_json
 
     rows = read_prompts(file) if file is not None else [PromptRow(prompt, None, "")]
-    with open_tools(tools, max_tokens=max_new_tokens, batch_size=batch_size) as opened:
+    with ExitStack() as stack:
+        opened = stack.enter_context(open_tools(tools, max_tokens=max_new_tokens, batch_size=batch_size))
         engine = open_engine(
             target, base=base, dtype=dtype, backbone=backbone, device=device, require_audit=require_audit
         )
@@ -126,20 +130,21 @@ def generate(
         if file is None and opened is None:
             show_cut_off([engine.stream(prompt, packs[0], sampling, sys.stdout)])
             return
-        replies = engine.weave.generate(prompts, packs, sampling, tools=opened, label="answer")
-    if file is None:  # with tools, because otherwise the answer was streamed
-        show_conversation(replies[0])
-        return
-    show_cut_off(replies)
-    records = [
-        {"prompt": text, "pack": reply.pack or "base", "answer": reply.text, **reply.record}
-        for text, reply in zip(prompts, replies, strict=True)
-    ]
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in records]
-    if out is None:
-        sys.stdout.writelines(map(harmless_json, lines) if sys.stdout.isatty() else lines)
-    else:
-        write_text(out, "".join(lines))
+        journal = stack.enter_context(keep_replies(out, engine, [opened], [prompts, packs, asdict(sampling)]))
+        replies = engine.weave.generate(prompts, packs, sampling, tools=opened, journal=journal(0), label="answer")
+        if file is None:  # with tools, because otherwise the answer was streamed
+            show_conversation(replies[0])
+            return
+        show_cut_off(replies)
+        records = [
+            {"prompt": text, "pack": reply.pack or "base", "answer": reply.text, **reply.record}
+            for text, reply in zip(prompts, replies, strict=True)
+        ]
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in records]
+        if out is None:
+            sys.stdout.writelines(map(harmless_json, lines) if sys.stdout.isatty() else lines)
+        else:
+            write_text(out, "".join(lines))
 
 
 def _pack_of(engine: LocalEngine, row: PromptRow, pack: str | None) -> str | None:
@@ -191,6 +196,9 @@ def eval_(
 ) -> None:
     """Score a model, a delta, a pack or a weave on tasks, with 95% intervals over the prompts.
 
+    With --out, each batch of answers is kept in a file beside it, which ends in .partial: the same command goes on
+    there after it was stopped or killed.
+
     With several --samples for each prompt, the command also reports pass@k, the chance that one of k answers is right,
     and the score of the answer that most samples agree on. If a task brings tools, the model may call them; for other
     tasks --tools gives them.
@@ -224,7 +232,7 @@ def eval_(
         model_defaults=model_defaults,
     )
     from skillweave.artefact import write_json
-    from skillweave.cli.scoring import Examples, rate
+    from skillweave.cli.scoring import Examples, asked_of, rate
     from skillweave.cli.show import show_rated
     from skillweave.engine import open_engine
     from skillweave.tasks import load_task
@@ -258,9 +266,25 @@ def eval_(
             for one in tasks
         ]
         engine = open_engine(target, base=base, dtype=dtype, backbone=backbone, device=device)
-        for name, one, examples, own_tools in zip(task, tasks, few_shot_examples, opened, strict=True):
+        asked = [asked_of(one, examples, split, limit) for one, examples in zip(tasks, few_shot_examples, strict=True)]
+        journal = stack.enter_context(keep_replies(out, engine, opened, [settings, asdict(sampling), asked]))
+        for number, (name, one, examples, own_tools) in enumerate(
+            zip(task, tasks, few_shot_examples, opened, strict=True)
+        ):
             rated.append(
-                rate(engine, pack, name, one, own_tools, examples, sampling, split=split, limit=limit, samples=samples)
+                rate(
+                    engine,
+                    pack,
+                    name,
+                    one,
+                    own_tools,
+                    examples,
+                    sampling,
+                    journal(number),
+                    split=split,
+                    limit=limit,
+                    samples=samples,
+                )
             )
             if out is not None:  # written after each task, because the next one may take hours
                 records = [done.record(settings) for done in rated]

@@ -12,6 +12,7 @@ from skillweave.tasks import Entry, Score, Task, evaluate
 from skillweave.tasks.few_shot import ask_with, draw_examples
 from skillweave.tools.conversation import OpenTools
 from skillweave.weave import Reply
+from skillweave.weave.journal import ReplyJournal
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,15 @@ class Rated:
         return {**asked, "score": self.score.scores[number], "majority": chosen, "samples": told}
 
 
+def asked_of(task: Task, examples: Examples, split: str, limit: int | None) -> Any:
+    """What a task is to a model, JSON-like: its prompts and its settings, without those of the verifier.
+
+    A verifier of the user's own may fail after hours of answers: they are still there when it is fixed.
+    """
+    prompts = [examples.ask(entry) for entry in task.distinct(split)[:limit]]
+    return [task.spec.model_dump(mode="json", exclude={"verifier", "options", "thoughts"}), prompts]
+
+
 def rate(
     engine: LocalEngine,
     pack: str | None,
@@ -75,17 +85,26 @@ def rate(
     tools: OpenTools | None,
     examples: Examples,
     sampling: Sampling,
+    journal: ReplyJournal | None,
     *,
     split: str,
     limit: int | None,
     samples: int,
 ) -> Rated:
-    """Answer a task's prompts and score the answers; ``given`` is the task as the user wrote it."""
+    """Answer a task's prompts and score the answers; ``given`` is the task as the user wrote it.
+
+    ``journal``: as in ``Weave.answer``.
+    """
     replies: list[Reply] = []
 
     def texts(prompts: list[Prompt]) -> list[str | None]:
         replies[:] = engine.weave.generate(
-            prompts, engine.pack_named(pack), sampling, tools=tools, label=f"answer {task.name}"
+            prompts,
+            engine.pack_named(pack),
+            sampling,
+            tools=tools,
+            journal=journal,
+            label=f"answer {task.name}",
         )
         return [reply.answer for reply in replies]
 

@@ -12,11 +12,14 @@ from transformers import TextStreamer
 
 from skillweave.base import Base, Prompt, Sampling, open_base
 from skillweave.delta import Delta, is_delta
+from skillweave.delta.config_values import recorded_values
 from skillweave.errors import UserError
+from skillweave.files.hashes import digest
 from skillweave.pack import Skillpack, is_skillpack
 from skillweave.progress import console
 from skillweave.terminal import for_file
 from skillweave.weave import AUTO, BASE, Reply, Request, Weave, is_weave, put_into_int8
+from skillweave.weave.int8 import has_int8
 from skillweave.weave.int8_backbone import INT8, check_form
 
 
@@ -52,6 +55,17 @@ class LocalEngine:
         if name is None:
             return self.default
         return None if name == BASE else name
+
+    @property
+    def key(self) -> str:
+        """A digest of what decides its answers: weights, dtype, settings, chat template, packs and router."""
+        weave = self.weave
+        base = weave.base
+        packs = {name: weave.shelf.digest(name) for name in weave.loaded}
+        form = [str(base.model.dtype), has_int8(base.model)]
+        settings = [recorded_values(base.model.config), base.model.generation_config.to_dict()]
+        own = [base.fingerprint, form, settings, base.tokenizer.chat_template]
+        return digest([own, weave.card.model_dump(mode="json"), packs])
 
     def stream(self, prompt: Prompt, pack: str | None, sampling: Sampling, file: TextIO) -> Reply:
         """Answer one prompt and write the text to ``file`` while it is generated.

@@ -46,7 +46,7 @@ class Place:
 
     def beside(self, kind: str, token: str) -> Path:
         """The hidden path of that kind beside the place."""
-        return self.path.parent / f".{_stem(self.path.name)}.{kind}-{token}"
+        return self.path.parent / f".{short_name(self.path.name)}.{kind}-{token}"
 
     def within(self, kind: str, token: str) -> Path:
         """The hidden path of that kind inside the place."""
@@ -54,12 +54,14 @@ class Place:
 
     def kept(self, token: str) -> Path:
         """A path beside the place, not hidden, for a version that is kept for the person."""
-        return self.path.parent / f"{_stem(self.path.name)}.kept-{token}"
+        return self.path.parent / f"{short_name(self.path.name)}.kept-{token}"
 
     @property
     def lock(self) -> Path:
         """The lock file of the place."""
-        return self.path / f".{_INSIDE}.lock" if self.inside else self.path.parent / f".{_stem(self.path.name)}.lock"
+        return (
+            self.path / f".{_INSIDE}.lock" if self.inside else self.path.parent / f".{short_name(self.path.name)}.lock"
+        )
 
 
 def place_of(path: str | Path) -> Place:
@@ -122,7 +124,7 @@ def _outermost(name: str) -> re.Match[str] | None:
 
 def leftovers_beside(place: Place) -> list[tuple[str, str, Path]]:
     """The hidden entries of a place that are beside it."""
-    return leftovers(place.path.parent, _stem(place.path.name))
+    return leftovers(place.path.parent, short_name(place.path.name))
 
 
 def moved_aside(path: str | Path) -> str | None:
@@ -174,7 +176,7 @@ def owner_of(hidden: Path) -> Path | None:
     return hidden.parent if stem == _INSIDE else hidden.with_name(stem)
 
 
-def _stem(name: str) -> str:
+def short_name(name: str) -> str:
     """The name as hidden names repeat it. A long name is cut, and a digest distinguishes it from similar names."""
     encoded = os.fsencode(name)
     if len(encoded) <= _LONGEST:

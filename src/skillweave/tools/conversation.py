@@ -179,12 +179,14 @@ def converse(
     top_p: float = 1.0,
     model_defaults: bool = False,
     around: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ended: Callable[[int, Episode], object] = lambda index, episode: None,
     label: str | None = None,
 ) -> list[Episode]:
     """Play all conversations with ``model``, side by side, and return them in the order of ``starts``.
 
     - ``temperature``, ``top_p``: 0 is greedy; with ``model_defaults`` the model's ``generation_config.json`` decides
     - ``around()``: a context manager that is entered around the model's calls, for example autocast
+    - ``ended``: as in :func:`play`
     - ``label``: the label of a progress bar; None: no bar
     """
     sampling: dict[str, Any] = {"temperature": temperature, "top_p": top_p}
@@ -192,7 +194,12 @@ def converse(
         sampling = {"temperature": 0.0, **defaults_of(model, HONOURED_WITH_TOOLS)}
     writer = Writer(model, call_format.tokenizer, **sampling, batch_size=settings.batch_size, around=around)
     with bar(label or "", len(starts), shown=label is not None) as advance:
-        return play(writer, call_format, toolbox, starts, settings, context_length(model), ended=advance)
+
+        def after_one(index: int, episode: Episode) -> None:
+            ended(index, episode)
+            advance(1)
+
+        return play(writer, call_format, toolbox, starts, settings, context_length(model), ended=after_one)
 
 
 class TurnWriter(Protocol):
@@ -216,29 +223,31 @@ def play(
     settings: ConversationSettings,
     context: int | None,
     *,
-    ended: Callable[[int], object] = lambda count: None,
+    ended: Callable[[int, Episode], object] = lambda index, episode: None,
 ) -> list[Episode]:
     """Play all conversations to their ends, side by side, and return them in the order of ``starts``.
 
     - ``context``: the most tokens that the model reads; None: any number
-    - ``ended(count)``: called after each round of turns with the number of conversations that ended in it
+    - ``ended``: called with each conversation as soon as it has ended, and with its index in ``starts``
     """
     sessions = toolbox.open_after([start.calls for start in starts])
     conversations = [
         _Live(start, call_format, session, settings, context) for start, session in zip(starts, sessions, strict=True)
     ]
-    while running := [one for one in conversations if one.episode.ended is None]:
-        turns = writer.write(
-            [one.context for one in running], [one.room for one in running], [one.turn_seed for one in running]
-        )
-        waiting: list[tuple[_Live, Future[list[Outcome]]]] = []
+    while running := [at for at, one in enumerate(conversations) if one.episode.ended is None]:
+        live = [conversations[at] for at in running]
+        turns = writer.write([one.context for one in live], [one.room for one in live], [one.turn_seed for one in live])
+        waiting: list[tuple[int, Future[list[Outcome]]]] = []
         for index, ids in turns:
-            calls = running[index].add_turn(ids, writer.stops)
+            calls = live[index].add_turn(ids, writer.stops)
             if calls is not None:
-                waiting.append((running[index], calls))
-        for one, outcomes in waiting:
-            one.add_results(outcomes.result())
-        ended(sum(one.episode.ended is not None for one in running))
+                waiting.append((index, calls))
+            else:
+                ended(running[index], live[index].episode)
+        for index, outcomes in waiting:
+            live[index].add_results(outcomes.result())
+            if live[index].episode.ended is not None:
+                ended(running[index], live[index].episode)
     return [one.episode for one in conversations]
 
 

@@ -43,13 +43,19 @@ FENCE = re.compile(r"```(?:json|python|py|tool_code|tool_call)?[ \t]*+\n")
 
 _FUNCTION = r"<function=(?P<function>[^<>\n]{1,200})>(?=\s*+(?:\{|<parameter=|</function>))"
 _BEGIN = re.compile("|".join([*map(re.escape, _CLOSE_OF), _FUNCTION]))
-_MARK = re.compile("|".join([*map(re.escape, [*_CLOSE_OF, *filter(None, _CLOSE_OF.values())]), _FUNCTION]))
+_NAMED_MARKS = "|".join(map(re.escape, [*_CLOSE_OF, *filter(None, _CLOSE_OF.values())]))
+_MARK = re.compile(f"{_NAMED_MARKS}|{_FUNCTION}")
 _TEXT_OR_MARK = re.compile(
     r"""(?P<quote>\"""|'''|["'])(?:[^\\"']|\\.|(?!(?P=quote))["'])*+(?:(?P=quote)|\\?\Z)"""
     rf"|(?P<mark>{_MARK.pattern})",
     re.DOTALL,
 )
 """A text of Python, or a mark: a mark inside a text is part of that text."""
+_STRING_OR_MARK = re.compile(
+    rf'"(?:[^"\\\n]|\\.|\n(?![ \t]*+(?:{_NAMED_MARKS}|<function=)))*+"?|(?P<mark>{_MARK.pattern})', re.DOTALL
+)
+"""A string of JSON, or a mark: a mark inside a string is part of that string. A string without an end goes on to the
+end of the text, but no string goes on before a line that begins with a mark."""
 
 _TURN_END = re.compile(
     r"(?:\s*(?:<\|(?:im_end|eot_id|eom_id|end|call|endoftext|end_of_text)\|>|</s>|<end_of_turn>))+\s*\Z"
@@ -229,11 +235,14 @@ def _bare_calls(text: str, tools: Schemas) -> list[Call | Outcome]:
 
 
 def _after(text: str, start: int) -> int:
-    """Where to continue after an unreadable call: after its closing mark, or at an opening mark before that."""
-    mark = _MARK.search(text, start)
-    if mark is None:
+    """Where to continue after an unreadable call: after its closing mark, or at an opening mark before that.
+
+    A mark inside a string is part of it: a call that is only quoted must not run because the JSON around it is broken.
+    """
+    found = next((found for found in _STRING_OR_MARK.finditer(text, start) if found["mark"]), None)
+    if found is None:
         return len(text)
-    return mark.end() if mark[0] in _CLOSE_OF.values() else mark.start()
+    return found.end() if found["mark"] in _CLOSE_OF.values() else found.start()
 
 
 def _behind(mark: str, text: str, at: int) -> int:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 from skillweave.base import Base, generate_answers
 from skillweave.base.defaults import generating_as
-from skillweave.base.generate import NoProbabilities, encode_prompts
+from skillweave.base.generate import Generated, NoProbabilities, encode_prompts
 from skillweave.base.voice import Voice
 from skillweave.errors import UserError
 from skillweave.tools.call_format import CallFormat
 from skillweave.tools.conversation import Episode, begin, converse
+from skillweave.weave.journal import ReplyJournal
 from skillweave.weave.packed_model import PackedModel
 from skillweave.weave.request import Conversation, Reply, Request
 from skillweave.weave.router import Route
@@ -35,6 +36,10 @@ def cannot_answer(pack: str | None, error: NoProbabilities) -> UserError:
 
 Prefix = Callable[[str | None, Sequence[int]], int]
 """A pack (None: the plain base) and the tokens of a prompt -> how many of the first of them the plain base reads."""
+
+
+Keep = Callable[[Mapping[int, Reply]], object]
+"""Called with replies, by the index of their request in the group, as soon as they are written."""
 
 
 class RequestGroup:
@@ -73,22 +78,36 @@ class RequestGroup:
         seeds = [request.sampling.seed for request in self._requests]
         self._starts = begin(model, self._call_format, prompts, seeds=seeds, numbers=self.numbers, rows=voice.rows)
 
-    def answer(self, streamer: Any, label: str | None) -> list[Reply]:
+    def answer(self, streamer: Any, label: str | None, journal: ReplyJournal | None) -> list[Reply]:
         """The replies in the order in which the requests were added; arguments as in ``Weave.answer``.
 
         Raises :class:`UserError` for a pack whose weights give NaN.
         """
+        stored = {} if journal is None else journal.replies
+        kept = {at: stored[number] for at, number in enumerate(self.numbers) if number in stored}
+
+        def keep(replies: Mapping[int, Reply]) -> None:
+            if journal is not None:
+                journal.add({self.numbers[at]: reply for at, reply in replies.items()})
+
         try:
-            return self._write(streamer, label) if self._requests[0].tools is None else self._converse(label)
+            if self._requests[0].tools is None:
+                return self._write(streamer, label, kept, keep)
+            return self._converse(label, kept, keep)
         except NoProbabilities as error:
             raise cannot_answer(self._routes[error.row].pack, error) from error
 
-    def _write(self, streamer: Any, label: str | None) -> list[Reply]:
+    def _write(self, streamer: Any, label: str | None, kept: Mapping[int, Reply], keep: Keep) -> list[Reply]:
         """Without tools: one turn for each prompt, in batches in which every row has its own pack."""
         packs = [route.pack for route in self._routes]
         alone = {name for name in packs if name is not None and self._packed_model.why_alone(name)}
         prefixes = [self._prefix(pack, ids) for pack, ids in zip(packs, self._ids, strict=True)]
         by_packs = all(pack is None or not count for pack, count in zip(packs, prefixes, strict=True))
+
+        def reply(row: int, answer: Generated) -> Reply:
+            route = self._routes[row]
+            return Reply(answer.text, route.pack, route.confidence, "answer" if answer.ended else "length")
+
         answers = generate_answers(
             self._base.model,
             self._base.tokenizer,
@@ -99,33 +118,39 @@ class RequestGroup:
             around_batch=lambda rows: self._packed_model.rows([packs[row] for row in rows]),
             apart=lambda row: packs[row] if packs[row] in alone else None,
             prefixes=None if by_packs else prefixes,
+            kept=kept,
+            written=lambda batch: keep({row: reply(row, answer) for row, (answer,) in batch.items()}),
             streamer=streamer,
             label=label,
         )
-        return [
-            Reply(answer.text, route.pack, route.confidence, "answer" if answer.ended else "length")
-            for (answer,), route in zip(answers, self._routes, strict=True)
-        ]
+        return [reply(row, *drawn) if drawn else kept[row] for row, drawn in enumerate(answers)]
 
-    def _converse(self, label: str | None) -> list[Reply]:
+    def _converse(self, label: str | None, kept: Mapping[int, Reply], keep: Keep) -> list[Reply]:
         """With tools: conversations side by side, all with the same pack."""
         model, generation = self._base.model, self._voices[0].generation
         tools, sampling = self._requests[0].tools, self._requests[0].sampling
         assert tools is not None
+        left = [at for at in range(len(self._starts)) if at not in kept]
+
+        def reply(at: int, episode: Episode) -> Reply:
+            return _reply_of(episode, self._routes[at], self._call_format)
+
         own_defaults = nullcontext() if generation is None else generating_as(model, generation)
         with self._packed_model.every_row(self._routes[0].pack), own_defaults:
             episodes = converse(
                 model,
                 self._call_format,
                 tools.toolbox,
-                self._starts,
+                [self._starts[at] for at in left],
                 tools.settings,
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
                 model_defaults=sampling.model_defaults,
+                ended=lambda index, episode: keep({left[index]: reply(left[index], episode)}),
                 label=label,
             )
-        return [_reply_of(one, route, self._call_format) for one, route in zip(episodes, self._routes, strict=True)]
+        played = {at: reply(at, episode) for at, episode in zip(left, episodes, strict=True)}
+        return [kept[at] if at in kept else played[at] for at in range(len(self._starts))]
 
 
 def _reply_of(episode: Episode, route: Route, call_format: CallFormat) -> Reply:

@@ -9,30 +9,28 @@ from typing import Any
 
 import torch
 
-from skillweave.artefact import atomic_folder, write_json
 from skillweave.base import Base, Sampling
 from skillweave.base.allocator import release_freed_memory
 from skillweave.base.chat import PromptOrIds
 from skillweave.base.prefix import backbone_tokens, opening_ids
 from skillweave.base.voice import Voice
-from skillweave.delta import Delta
 from skillweave.errors import UserError
-from skillweave.files.hashes import sha256_file
 from skillweave.pack import BaseRef, Skillpack
 from skillweave.progress import console, say_once
 from skillweave.tools.conversation import OpenTools
 from skillweave.units import human_bytes
-from skillweave.weave.backbone import check_backbone, save_backbone
-from skillweave.weave.card import WEAVE_FILE, BackboneRef, WeaveCard, read_card
+from skillweave.weave.card import WeaveCard, read_card
 from skillweave.weave.int8_backbone import check_form
+from skillweave.weave.journal import ReplyJournal
 from skillweave.weave.kept import ReadPack
 from skillweave.weave.packed_model import UNPACKED_PACKS, PackedModel
-from skillweave.weave.parts import check_names, open_base_of, put_pack, read_router
+from skillweave.weave.parts import check_names, open_base_of, read_router
 from skillweave.weave.prove import Proofs
 from skillweave.weave.request import AUTO, Reply, Request
 from skillweave.weave.request_group import RequestGroup, group_key
 from skillweave.weave.router import Route, Router, features
 from skillweave.weave.shelf import PackShelf
+from skillweave.weave.write import write_weave
 
 
 class Weave:
@@ -64,60 +62,7 @@ class Weave:
 
     # -- files ---------------------------------------------------------------------------------------------------
 
-    @classmethod
-    def write(
-        cls,
-        folder: str | Path,
-        base: Base,
-        packs: Mapping[str, str | Path | Skillpack],
-        router: Router | None = None,
-        *,
-        backbone: Delta | str | Path | None = None,
-        backbone_codes: str | None = None,
-        dtype: str | None = None,
-        budget: int | None = None,
-    ) -> Path:
-        """Write a weave: ``weave.json``, ``packs/<name>/``, ``router/`` and, if there is a backbone, ``backbone/``.
-
-        The whole folder is replaced, atomically.
-
-        - ``base``: the model that the packs belong on and that the router was fitted on
-        - ``packs``: a :class:`Skillpack` or its folder for each name; it is saved under that name
-        - ``backbone``: if a delta made ``base``, this delta or its folder (copied byte for byte). The weave then names
-          the base that the delta names, and needs no files of the tuned model.
-        - ``backbone_codes``, ``dtype``, ``budget`` (bytes): the defaults of :meth:`from_pretrained` for this weave; the
-          first is its ``backbone``, "int8" or None
-
-        Raises :class:`UserError` if a pack belongs on another base, if the router knows a pack that is not given, or if
-        the delta makes another model than ``base``.
-        """
-        check_names(packs)
-        check_form(backbone_codes)
-        if router is not None:
-            router.check_fits(packs, base)
-        named, tuned = BaseRef(ref=base.ref, fingerprint=base.fingerprint), None
-        if backbone is not None:
-            delta = backbone if isinstance(backbone, Delta) else Delta.from_pretrained(backbone)
-            named, tuned = check_backbone(delta, base), BackboneRef(fingerprint=base.fingerprint)
-        card = WeaveCard(
-            base=named,
-            backbone=tuned,
-            packs=list(packs),
-            router=router is not None,
-            backbone_codes=backbone_codes,
-            dtype=dtype,
-            budget=budget,
-        )
-        with atomic_folder(folder) as temporary:
-            for name, given in packs.items():
-                put_pack(given, name, base.fingerprint, temporary / "packs" / name)
-            if router is not None:
-                router.save(temporary / "router")
-            if backbone is not None:
-                save_backbone(backbone, temporary)
-            card.files = {part: sha256_file(temporary / part) for part in card.parts()}
-            write_json(temporary / WEAVE_FILE, card.model_dump(mode="json"))
-        return Path(folder)
+    write = staticmethod(write_weave)
 
     @classmethod
     def from_pretrained(
@@ -280,6 +225,7 @@ class Weave:
         sampling: Sampling | None = None,
         *,
         tools: OpenTools | None = None,
+        journal: ReplyJournal | None = None,
         streamer: Any = None,
         label: str | None = None,
     ) -> list[Reply]:
@@ -289,7 +235,7 @@ class Weave:
         - ``packs``: for each prompt a pack's name, :data:`AUTO` or None (the plain base); or one of them for all
         - ``sampling``: for all prompts; None: greedy. With tools, prompt number i has the seed ``sampling.seed`` + i
         - ``tools``: what all prompts may call; None: nothing
-        - ``streamer``, ``label``: as in :meth:`answer`
+        - ``journal``, ``streamer``, ``label``: as in :meth:`answer`
 
         Raises :class:`UserError` as :meth:`answer`.
         """
@@ -302,9 +248,16 @@ class Weave:
             if tools is not None:
                 own = replace(own, seed=own.seed + number)
             requests.append(Request(prompt, pack, own, tools))
-        return self.answer(requests, streamer=streamer, label=label)
+        return self.answer(requests, journal=journal, streamer=streamer, label=label)
 
-    def answer(self, requests: Sequence[Request], *, streamer: Any = None, label: str | None = None) -> list[Reply]:
+    def answer(
+        self,
+        requests: Sequence[Request],
+        *,
+        journal: ReplyJournal | None = None,
+        streamer: Any = None,
+        label: str | None = None,
+    ) -> list[Reply]:
         """Answer every request, and return the replies in the order of the requests.
 
         Requests without tools and with equal sampling share batches, whatever their packs. Only a pack that cannot do
@@ -312,13 +265,14 @@ class Weave:
         are played side by side, one pack after the other. A pack answers with the tokenizer, chat template, end tokens
         and sampling defaults that it brings. The router reads a prompt without the description of the tools.
 
+        - ``journal``: replies that are known already, by the number of their request; new ones are added to it
         - ``streamer``: a transformers streamer, for a single request without tools
         - ``label``: the label of a progress bar; None: no bar
 
         Raises :class:`UserError`, before anything is generated: for a pack that is unknown or not loaded, for a prompt
         that does not fit into the model's context, and for tools with a pack or base without a chat template, or with
-        a pack whose prompts the backbone reads (``prefill: backbone``). Also
-        raises it for a pack whose weights give NaN, when this pack answers.
+        a pack whose prompts the backbone reads (``prefill: backbone``). Also raises it, when this pack answers, for a
+        pack whose weights give NaN.
         """
         for request in requests:
             if (samples := request.sampling.samples) != 1:
@@ -337,7 +291,7 @@ class Weave:
         self._say_alone({route.pack for request, route in zip(requests, routes, strict=True) if request.tools is None})
         replies: dict[int, Reply] = {}
         for group in groups.values():
-            replies.update(zip(group.numbers, group.answer(streamer, label), strict=True))
+            replies.update(zip(group.numbers, group.answer(streamer, label, journal), strict=True))
         return [replies[number] for number in range(len(requests))]
 
     def _check_readers(self, requests: Sequence[Request], routes: Sequence[Route]) -> None:
