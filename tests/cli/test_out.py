@@ -175,18 +175,68 @@ sys.stdin.read()
 """
 
 
-def test_a_second_command_is_told_before_its_work_and_a_claim_ends_with_its_command(
-    bench: Bench, tmp_path: Path
-) -> None:
-    out = tmp_path / "packs" / "p"
+@pytest.mark.parametrize(
+    "command",
+    [
+        " ".join(["zip", *NO_BASE, "-o"]),
+        "generate nowhere --file p.jsonl -o",
+        "eval nowhere --task builtin:no-such -o",
+        "bench serve nowhere -o",
+        "reason problems.jsonl --model m --harvest",
+        "audit reference one two -b nowhere --prompts p.jsonl -o",
+        "audit drop data.jsonl --audit audit -o",
+    ],
+)
+def test_a_second_command_is_told_before_its_work(tmp_path: Path, command: str) -> None:
+    """Otherwise the results of the one that ends first would be lost."""
+    out = tmp_path / "made" / "p"
     start = [sys.executable, "-c", HOLD, str(out)]
     with subprocess.Popen(start, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        assert f"being written by another process (pid {other.pid}" in refused("zip", *NO_BASE, "-o", out)
+        assert f"being written by another process (pid {other.pid}" in refused(*command.split(), out)
         other.kill()
-    made("zip", "-b", bench.base, "--delta", bench.delta, "--ratio", "0.5", "-o", out)
-    assert os.listdir(out.parent) == ["p"]
+    assert "being written" not in refused(*command.split(), out)
+    assert os.listdir(tmp_path / "made") == []
+
+
+def test_a_claim_ends_with_its_command_and_what_a_killed_one_left_is_no_obstacle(bench: Bench, tmp_path: Path) -> None:
+    out = tmp_path / "packs" / "p"
+    for _ in range(2):
+        made("zip", "-b", bench.base, "--delta", bench.delta, "--ratio", "0.5", "-o", out)
+        assert os.listdir(out.parent) == ["p"]
+        assert not list(out.glob(".*"))
+        for left in (".score.json.lock", ".score.json.new-0123abcd"):
+            (out / left).touch()  # of `skillweave eval -o p/score.json`
+
+
+@pytest.mark.parametrize(
+    ("folder", "command"),
+    [
+        ("pack", "inspect {pack}"),
+        ("pack", "unzip {pack} -b {base} -o {new}"),
+        ("lora", "inspect {lora}"),
+        ("lora", "zip -b {base} --lora {lora} --ratio 0.5 -o {new}"),
+    ],
+)
+def test_a_folder_that_a_killed_write_moved_aside_is_found(
+    bench: Bench, tmp_path: Path, folder: str, command: str
+) -> None:
+    """Where a system cannot exchange two folders, a kill may come between the two renames."""
+    places = {"base": bench.base, "new": tmp_path / "new", "pack": tmp_path / "pack", "lora": tmp_path / "lora"}
+    made("zip", "-b", bench.base, "--delta", bench.delta, "--ratio", "0.5", "-o", places["pack"])
+    if folder == "lora":
+        made("export", "lora", places["pack"], places["lora"], "--allow-left-out")
+    places[folder].rename(tmp_path / f".{folder}.old-01234567")
+    asked = command.format(**places).split()
+    assert f"brought back {places[folder]}" in made(*asked).err.replace("\n", " ")
+
+
+def test_a_file_in_a_folder_that_a_killed_write_moved_aside_is_told(tmp_path: Path) -> None:
+    (tmp_path / ".data.old-01234567").mkdir()
+    said = " ".join(refused("audit", "data", tmp_path / "data" / "x.jsonl", "-o", tmp_path / "out").split())
+    assert "x.jsonl does not exist, because a write was cut off: its files are in" in said
+    assert f"mv '{tmp_path}/.data.old-01234567' '{tmp_path}/data'" in said
 
 
 def test_a_command_that_is_refused_leaves_no_folders(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from skillweave.artefact import write_json, write_text
 from skillweave.errors import UserError
 from skillweave.files import disk, place
 from skillweave.files.atomic import atomic_file, atomic_folder
+from skillweave.files.lock import claim
 from skillweave.files.place import seal
 from skillweave.files.recover import drop, settle, sweep
 
@@ -358,7 +359,38 @@ def test_somebody_who_takes_no_lock_comes_in_between(tmp_path: Path, monkeypatch
     monkeypatch.setattr(disk, "renameat2", meddled)
     write(tmp_path / "p", "new")
     assert os.listdir(tmp_path / "p") == ["new"]
-    assert os.listdir(tmp_path) == ["p"]
+    kept = [path for path in tmp_path.iterdir() if path.name != "p"]
+    assert [(path / "x").read_text() for path in kept] == (["theirs"] if what == "theirs" else [])
+
+
+@pytest.mark.parametrize("way", ["exchange", "two steps", "inside"])
+def test_files_that_others_put_there_meanwhile_are_kept(tmp_path: Path, monkeypatch, capsys, way: str) -> None:
+    """Where they lie before the command begins, it refuses to begin; they must not be lost an hour later either."""
+    if way == "two steps":
+        monkeypatch.setattr(disk, "renameat2", lambda *_: errno.ENOSYS)
+    if way == "inside":
+        monkeypatch.setattr(place, "is_mount", lambda path: path.name == "p")
+    (tmp_path / "p").mkdir()
+    with claim(tmp_path / "p"):
+        for name in ("one", "two"):  # what this process puts there itself is replaced without a word
+            write(tmp_path / "p", name)
+        (tmp_path / "p" / "score.json").write_text("theirs")
+        (tmp_path / "p" / ".late.json.lock").touch()
+        if way == "inside":
+            with pytest.raises(
+                UserError, match=r"p got 'score\.json' while it was written anew, which would be deleted"
+            ):
+                write(tmp_path / "p", "three")
+            assert {"two", "score.json"} < set(os.listdir(tmp_path / "p"))
+            return
+        write(tmp_path / "p", "three")
+    assert os.listdir(tmp_path / "p") == ["three"]
+    (kept,) = tmp_path.glob("p.kept-*")
+    assert (kept / "score.json").read_text() == "theirs"
+    assert (
+        f"got 'score.json' while it was written anew: the folder as it was is kept as {kept}" in capsys.readouterr().err
+    )
+    assert len(os.listdir(tmp_path)) == 2
 
 
 def test_a_folder_that_is_dropped_is_whole_or_gone(tmp_path: Path, monkeypatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from skillweave.pack.card import card_text
 from skillweave.pack.to_lora import export_lora
 from skillweave.skillzip import ZipConfig, zip_delta
 from skillweave.weave import Weave
+from skillweave.weave.parts import AddedPack
 
 
 def test_saved_is_loaded_again(tmp_path: Path) -> None:
@@ -201,6 +203,21 @@ def test_a_cut_data_file(tmp_path: Path) -> None:
     rehash(folder)
     with pytest.raises(UserError, match="is not a safetensors file"):
         Skillpack.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("skillpack.safetensors", r"has 1099\.51 GB, and the tensors that the card names take 1\d\d\.\d kB at most"),
+        ("skillpack.json", "larger than 268.4 MB"),
+    ],
+)
+def test_a_file_of_a_terabyte_that_takes_no_room_is_not_read(tmp_path: Path, name: str, message: str) -> None:
+    folder = make_pack().save_pretrained(tmp_path / "pack")
+    os.truncate(folder / name, 2**40)
+    for read in (Skillpack.from_pretrained, AddedPack.of):
+        with pytest.raises(UserError, match=message):
+            read(folder)
 
 
 @pytest.mark.parametrize(

@@ -73,26 +73,34 @@ def read_headers(file: Path) -> dict[str, Spec]:
 class TensorFiles:
     """The tensors of several safetensors files, by their names in the files.
 
-    A file is opened at the first read and stays open, so that a file that is replaced meanwhile is still read to its
-    end. At most 64 files stay open. Reads from several threads are safe.
+    A file is opened at the first read, or by :meth:`open`, and stays open, so that a file that is replaced meanwhile is
+    still read to its end. At most 64 files stay open. Reads from several threads are safe.
     """
 
     def __init__(self, files: dict[str, Path]) -> None:
         self._files = files
         self._open: dict[Path, Any] = {}
 
+    def open(self) -> None:
+        """Open all files, so that later reads are of the files that are there now. Raises :class:`UserError`."""
+        for file in dict.fromkeys(self._files.values()):
+            self._handle(file)
+
     def read(self, name: str) -> torch.Tensor:
         """One tensor as stored. Raises :class:`UserError` if the file is damaged."""
         file = self._files[name]
+        try:
+            return self._handle(file).get_tensor(name)
+        except (SafetensorError, OSError, RuntimeError) as error:
+            raise UserError(f"{file}: the tensor '{name}' cannot be read ({error}): copy the file again") from error
+
+    def _handle(self, file: Path) -> Any:
         handle = self._open.get(file)
         if handle is None:
             handle = open_safetensors(file)
             if len(self._open) < _OPEN_AT_ONCE:
                 self._open[file] = handle
-        try:
-            return handle.get_tensor(name)
-        except (SafetensorError, OSError, RuntimeError) as error:
-            raise UserError(f"{file}: the tensor '{name}' cannot be read ({error}): copy the file again") from error
+        return handle
 
 
 def read_tensors(file: Path) -> dict[str, torch.Tensor]:

@@ -284,6 +284,7 @@ def inspect(
     from skillweave.cli.contents import show_pack, show_weave
     from skillweave.delta.schema import is_delta
     from skillweave.files.read import check_folder
+    from skillweave.files.recover import settle
     from skillweave.pack import is_skillpack, read_stored
     from skillweave.weave import is_weave, read_card
 
@@ -291,6 +292,7 @@ def inspect(
         from skillweave.base import resolve  # needs torch, which a pack does not
 
         folder = resolve(str(folder))
+    settle(folder)
     check_folder(folder, "the folder of a weave, a skillpack, a delta, a PEFT adapter or a model")
     if base is not None and not is_delta(folder):
         raise UserError(f"--base belongs to a delta folder, and {folder} is not one: leave it out")

@@ -50,7 +50,7 @@ def check_place(out: Path, *, replaced: bool = True, called: str = "--out") -> P
 def check_file(
     out: Path, *sources: str | Path | None, ours: Callable[[Path], bool], kind: str, called: str = "--out"
 ) -> None:
-    """Raise :class:`UserError` unless a file can be written to ``out``.
+    """Claim the file ``out`` for this command. Raises :class:`UserError` unless it can be written.
 
     ``ours`` says whether a file is an older result of the same ``kind``, which is replaced, as an empty file is. A
     device or a pipe (``/dev/stdout``, ``/dev/null``) is accepted too. None of ``sources``, the files that the command
@@ -63,13 +63,14 @@ def check_file(
     for source in sources:
         if source is not None and os.path.realpath(source) == os.path.realpath(out):
             raise UserError(f"{called} {out} is {source}, which this command only reads: choose another place")
+    if not (os.path.isfile(out) and os.access(out, os.W_OK) and not os.access(out.parent, os.W_OK | os.X_OK)):
+        check_place(out, replaced=False, called=called)
+        if out.is_dir():
+            raise UserError(f"{called} {out} is a folder: name a file in it")
+        _claim(out)
+    # Otherwise it is overwritten in place, and there is no place for a lock.
     if os.path.isfile(out) and os.path.getsize(out) and not ours(out):
         raise UserError(f"{called} {out} holds something that is not {kind}: choose another place, or delete it first")
-    if os.path.isfile(out) and os.access(out, os.W_OK):
-        return  # if its folder is not writable, it is overwritten in place
-    check_place(out, replaced=False, called=called)
-    if out.is_dir():
-        raise UserError(f"{called} {out} is a folder: name a file in it")
 
 
 def has_keys(*keys: str, **among: Collection[str]) -> Callable[[Path], bool]:

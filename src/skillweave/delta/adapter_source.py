@@ -11,6 +11,7 @@ from skillweave.base.hub import download
 from skillweave.delta.adapter_config import CONFIG_FILE, WEIGHTS_FILE
 from skillweave.delta.carry import TOKENIZER_FILES
 from skillweave.errors import UserError
+from skillweave.files.recover import settle
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FORMS = "a folder with adapter_config.json, or a hub id (owner/name)"
@@ -28,6 +29,7 @@ def adapter_folder(ref: str | Path, *, revision: str | None = None, subfolder: s
     """
     inner = _inner(subfolder)
     path = Path(ref).expanduser()
+    settle(path)
     if path.is_dir():
         if revision is not None:
             raise UserError(

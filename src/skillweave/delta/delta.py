@@ -36,6 +36,7 @@ from skillweave.errors import UserError, nearest
 from skillweave.files.disk import check_room
 from skillweave.files.folder import Folder
 from skillweave.files.hashes import shortened
+from skillweave.files.whole import read_whole
 from skillweave.progress import bar, say_once
 
 PARTS = (DELTA_FILE, "delta.safetensors", "delta-*-of-*.safetensors", CONFIG_FILE, WEIGHTS_FILE, *CARRIED_PARTS)
@@ -299,7 +300,10 @@ class Delta:
 
         Raises :class:`UserError`, which names the file or the tensor, if something is missing, damaged or newer.
         """
-        folder = Path(folder)
+        return read_whole(folder, PARTS, lambda: cls._read(Path(folder)))
+
+    @classmethod
+    def _read(cls, folder: Path) -> Delta:
         card = read_card(folder)
         reader = Folder(folder, DELTA_FILE, AGAIN)
         carried = read_files(reader, card.files, card.from_base)

@@ -67,7 +67,9 @@ class Adapter(TensorSource):
         if reason := why_merged(self.config):
             raise UserError(f"{folder / CONFIG_FILE}: {reason}: this is more than plain LoRA")
         self._headers = read_headers(self.file)
-        self._read = TensorFiles(dict.fromkeys(self._headers, self.file)).read
+        files = TensorFiles(dict.fromkeys(self._headers, self.file))
+        files.open()  # the tensors are read later, and the folder may be replaced until then
+        self._read = files.read
         factors, self._whole_names = _sort_names(self._headers, names, self.file)
         self._pairs = {
             name: _pair(name, parts, self.config, self._headers, is_transposed(name), folder)

@@ -31,6 +31,7 @@ class StoredTensors(TensorSource):
         check_entries(card, {name: read_headers(path) for name, path in files.items()}, folder)
         self._paths = {name: folder / entry.file for name, entry in card.entries.items()}
         self._tensors = TensorFiles(self._paths)
+        self._tensors.open()  # the tensors are read later, and the folder may be replaced until then
         self.specs = {name: (entry.shape, getattr(torch, entry.dtype)) for name, entry in card.entries.items()}
         self.whole = frozenset(name for name, entry in card.entries.items() if entry.stored == "whole")
         self.rows = {name: entry.shared for name, entry in card.entries.items() if entry.shared is not None}

@@ -137,6 +137,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     - A link to a folder is followed, and stays a link.
     - The permissions of an old folder are kept; a new folder gets those of the umask.
     - If another process writes there, a :class:`UserError` names that process.
+    - If the old folder got files of others since it was claimed, it is kept beside the place, and a note names it.
     """
     with disk_errors(Path(path)):
         place = place_of(path)
@@ -153,6 +154,8 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
                 with _hidden_folder(place, token) as temporary:
                     yield temporary
                 _put(claimed, temporary, token)
+                _keep_strangers(claimed, token)
+                claimed.know()
             finally:
                 _tidy(claimed, token)
 
@@ -173,6 +176,20 @@ def _hidden_folder(place: Place, token: str) -> Iterator[Path]:
         mode = stat.S_IMODE(os.stat(place.path).st_mode)
     sync_tree(temporary)
     os.chmod(temporary, mode)
+
+
+def _keep_strangers(claimed: Claim, token: str) -> None:
+    """Keep the old version, which is replaced and hidden now, if it got files after the place was claimed."""
+    place = claimed.place
+    for old in (place.beside("new", token), place.beside("old", token)):
+        if strangers := claimed.strangers(old):
+            os.replace(old, place.kept(token))
+            console.print(
+                f"{place.shown} got '{strangers[0]}' while it was written anew: the folder as it was is kept as "
+                f"{place.kept(token)}",
+                markup=False,
+                soft_wrap=True,
+            )
 
 
 def _tidy(claimed: Claim, token: str) -> None:
@@ -203,7 +220,7 @@ def _put(claimed: Claim, temporary: Path, token: str) -> None:
     """Move the temporary folder, which is complete and synced, to the place; on an error the old one stays there."""
     place = claimed.place
     if place.inside:
-        _put_inside(place, temporary)
+        _put_inside(claimed, temporary)
         return
     last: OSError | None = None
     for _ in range(_TRIES):
@@ -216,7 +233,7 @@ def _put(claimed: Claim, temporary: Path, token: str) -> None:
             if error.errno == errno.ENOTEMPTY:
                 last = error
             elif error.errno in _CANNOT_RENAME and place.path.is_dir():
-                _put_inside(place, temporary)
+                _put_inside(claimed, temporary)
                 return
             else:
                 raise
@@ -268,11 +285,17 @@ def _synced(place: Place, undo: Callable[[], object]) -> None:
         raise
 
 
-def _put_inside(place: Place, temporary: Path) -> None:
+def _put_inside(claimed: Claim, temporary: Path) -> None:
     """Exchange the contents of a folder that cannot be renamed itself.
 
     Once the new version has the name ``ready``, it wins: recovery finishes the exchange.
     """
+    place = claimed.place
+    if strangers := claimed.strangers(place.path):
+        raise UserError(
+            f"{place.shown} got '{strangers[0]}' while it was written anew, which would be deleted: move it, and write "
+            "the folder again"
+        )
     os.chmod(temporary, 0o700)
     sealed = seal(place.path, temporary)
     try:

@@ -21,7 +21,7 @@ from typing import Any
 
 from skillweave.errors import UserError
 from skillweave.files.disk import disk_errors, make_folders, no_place
-from skillweave.files.place import Place, place_of
+from skillweave.files.place import Place, files_below, place_of
 from skillweave.progress import console, say_once
 from skillweave.terminal import one_line
 
@@ -43,6 +43,8 @@ class HeldLock:
     sure: bool
     made: list[Path]
     """Folders that were created for the lock; they are removed with it if they are still empty."""
+    known: set[str]
+    """The files below the place when it was claimed, and those that this process has put there since."""
     count: int = 1
 
 
@@ -74,6 +76,15 @@ class Claim:
     def sure(self) -> bool:
         """Whether certainly no other process writes there; False if the file system has no locks."""
         return self._held is not None and self._held.sure
+
+    def strangers(self, version: Path) -> list[str]:
+        """The files in ``version``, which is or was at the place, that came there after the claim, not from here."""
+        return sorted(set(files_below(version)) - (self._held.known if self._held else set()))
+
+    def know(self) -> None:
+        """Note that all files that are at the place now are from this process."""
+        if self._held is not None:
+            self._held.known.update(files_below(self.place.path))
 
     def release(self) -> None:
         """Release the place; a second call does nothing."""
@@ -172,7 +183,10 @@ def _try(place: Place) -> HeldLock | str:
             with contextlib.suppress(OSError):
                 os.close(descriptor)
             raise
-        return HeldLock(place.lock, descriptor, threading.get_ident(), sure, made)
+        lock = HeldLock(place.lock, descriptor, threading.get_ident(), sure, made, set())
+        with contextlib.suppress(OSError):  # whoever writes there is told
+            lock.known.update(files_below(place.path))
+        return lock
 
 
 def _open(path: Path) -> int:

@@ -11,11 +11,11 @@ import ctypes
 import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from skillweave.errors import UserError
+from skillweave.files.atomic import atomic_file
 from skillweave.files.cache import cache_folder
 from skillweave.files.hashes import digest
 from skillweave.progress import say_once
@@ -60,16 +60,12 @@ def library(source: Path, without: str, headers: Sequence[Path] = (), flags: Seq
 def _compile(command: Sequence[str], name: str, place: Path) -> str | None:
     """Compile a source file into ``place``. Returns what went wrong, or None."""
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        # Written beside its place and then renamed, so that other processes never load half a file.
-        with tempfile.TemporaryDirectory(dir=place.parent) as folder:
-            made = Path(folder) / place.name
+        with atomic_file(place) as made:
             whole = [*command, "-o", str(made)]
-            done = subprocess.run(whole, capture_output=True, text=True, timeout=_LONGEST_COMPILATION, check=False)
-            if done.returncode:
-                lines = done.stderr.strip().splitlines()
-                return f"{command[0]} did not compile {name} ({lines[0] if lines else 'it gave no reason'})"
-            os.replace(made, place)
-    except (OSError, subprocess.TimeoutExpired) as error:
+            subprocess.run(whole, capture_output=True, text=True, timeout=_LONGEST_COMPILATION, check=True)
+    except subprocess.CalledProcessError as error:
+        lines = error.stderr.strip().splitlines()
+        return f"{command[0]} did not compile {name} ({lines[0] if lines else 'it gave no reason'})"
+    except (UserError, OSError, subprocess.TimeoutExpired) as error:
         return f"{name} could not be compiled ({error})"
     return None

@@ -52,6 +52,10 @@ class Place:
         """The hidden path of that kind inside the place."""
         return self.path / f".{_INSIDE}.{kind}-{token}"
 
+    def kept(self, token: str) -> Path:
+        """A path beside the place, not hidden, for a version that is kept for the person."""
+        return self.path.parent / f"{short_name(self.path.name)}.kept-{token}"
+
     @property
     def lock(self) -> Path:
         """The lock file of the place."""
@@ -121,6 +125,20 @@ def _outermost(name: str) -> re.Match[str] | None:
 def leftovers_beside(place: Place) -> list[tuple[str, str, Path]]:
     """The hidden entries of a place that are beside it."""
     return leftovers(place.path.parent, short_name(place.path.name))
+
+
+def moved_aside(path: str | Path) -> str | None:
+    """How a person gets back what is missing at ``path`` because a write was cut off; None if that is not the reason.
+
+    It may be a folder above ``path`` that was moved aside.
+    """
+    try:
+        real = Path(os.path.realpath(path))
+    except ValueError:
+        return None
+    missing = [place for place in (real, *real.parents) if not os.path.lexists(place)]
+    old = [aside for kind, _, aside in leftovers_beside(Place(missing[-1], real)) if kind == "old"] if missing else []
+    return f"its files are in {old[-1]}; bring them back with: mv '{old[-1]}' '{missing[-1]}'" if old else None
 
 
 def leftovers_within(place: Place) -> list[tuple[str, str, Path]]:
@@ -207,10 +225,11 @@ def is_occupied(path: Path) -> bool:
 def check_parts(folder: Path, parts: Collection[str], kind: str) -> None:
     """Raise :class:`UserError` if a folder that a new ``kind`` replaces has entries that are not among ``parts``.
 
-    ``parts`` are paths below the folder of all files that a ``kind`` may have; ``*`` stands for any characters.
+    ``parts`` are paths below the folder of all files that a ``kind`` may have; ``*`` stands for any characters. Locks
+    and half-written files of ours are no one's work: a command that was killed leaves them.
     """
     root = place_of(folder).path
-    names = (name for top in sorted(_visible(root)) for name in _below(root / top, top)) if root.is_dir() else ()
+    names = files_below(root)
     others = [name for name in names if not any(fnmatchcase(name, part) for part in parts)]
     if others:
         raise UserError(
@@ -219,9 +238,26 @@ def check_parts(folder: Path, parts: Collection[str], kind: str) -> None:
         )
 
 
+def files_below(folder: Path) -> list[str]:
+    """The paths below a folder of all files in it, but for our locks, our half-written files and ``lost+found``."""
+    try:
+        tops = sorted(_visible(folder))
+    except OSError:  # it is no folder, or not one that this user may read
+        return []
+    return [name for top in tops for name in _below(folder / top, top) if not _is_garbage(name)]
+
+
+def _is_garbage(name: str) -> bool:
+    """Whether a path below a folder is a lock of ours, or in a version that is not finished."""
+    matches = (_HIDDEN.fullmatch(part) for part in name.split("/"))
+    return any(match is not None and match["kind"] in (None, "new", "del") for match in matches)
+
+
 def _below(path: Path, name: str) -> Iterator[str]:
     """The paths of the files at ``path`` and below it, which is called ``name``; links and empty folders are files."""
-    inside = sorted(os.listdir(path)) if path.is_dir() and not path.is_symlink() else []
+    inside = []
+    with contextlib.suppress(OSError):  # another process removed it, or this user may not read it
+        inside = sorted(os.listdir(path)) if path.is_dir() and not path.is_symlink() else []
     if not inside:
         yield name
     for entry in inside:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from skillweave.errors import UserError, shown_value
 from skillweave.files.parse_json import parse_json
+from skillweave.files.place import moved_aside
 from skillweave.units import human_bytes
 
 if TYPE_CHECKING:  # see read_card_file
@@ -68,6 +69,8 @@ def unreadable(path: str | Path, error: OSError, wanted: str = "a file") -> User
     if len(shown) > _LONGEST_PATH_SHOWN:
         shown = f"{shown[:100]}...{shown[-40:]}"
     if error.errno == errno.ENOENT:
+        if aside := moved_aside(path):
+            return UserError(f"{shown} does not exist, because a write was cut off: {aside}")
         return UserError(f"{shown} does not exist: name {wanted}")
     if error.errno == errno.EISDIR:
         return UserError(f"{shown} is a folder: name {wanted}")
@@ -124,13 +127,15 @@ def read_bytes(path: str | Path, wanted: str = "a file", *, largest: int = LARGE
     """The bytes of a file of at most ``largest``."""
     with open_file(path, wanted) as file:
         try:
-            # A read takes its memory before it reads, so ask for what is there, and not for all that is allowed.
-            data = file.read(min(largest, os.fstat(file.fileno()).st_size) + 1)
-            while len(data) <= largest and (more := file.read(min(_PART, largest + 1 - len(data)))):
-                data += more  # it grew meanwhile, or the system does not tell its size, as in /proc
+            size, data = os.fstat(file.fileno()).st_size, b""
+            if size <= largest:
+                # A read takes its memory before it reads, so ask for what is there, and not for all that is allowed.
+                data = file.read(size + 1)
+                while len(data) <= largest and (more := file.read(min(_PART, largest + 1 - len(data)))):
+                    data += more  # it grew meanwhile, or the system does not tell its size, as in /proc
         except OSError as error:
             raise unreadable(path, error, wanted) from error
-    if len(data) > largest:
+    if max(size, len(data)) > largest:
         raise UserError(f"{path} is larger than {human_bytes(largest)}, the limit for such a file: name {wanted}")
     return data
 

@@ -28,6 +28,7 @@ from skillweave.files.place import (
     leftovers,
     leftovers_beside,
     leftovers_within,
+    moved_aside,
     owner_of,
     place_of,
 )
@@ -75,8 +76,7 @@ def _by_hand(place: Place) -> str:
     within = [path for kind, _, path in leftovers_within(place) if kind in ("ready", "in")]
     if within:
         return f"open it once as a user who may write there; its files are in {within[0]}"
-    old = [path for kind, _, path in leftovers_beside(place) if kind == "old"]
-    return f"its files are in {old[-1]}; bring them back with: mv '{old[-1]}' '{place.path}'"
+    return moved_aside(place.path) or "open it again"
 
 
 def recover(claimed: Claim, only: str | None = None) -> None:

@@ -9,6 +9,7 @@ from skillweave.base.hub import download
 from skillweave.delta.carry import FOLDER
 from skillweave.errors import UserError
 from skillweave.files.read import check_folder, home_path, is_file, is_folder
+from skillweave.files.recover import settle
 from skillweave.pack.stored import CARD_FILE, CODED_FILE, DATA_FILE
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -22,6 +23,7 @@ def pack_folder(ref: str | Path) -> Path:
     (:mod:`skillweave.files.folder`). Raises :class:`UserError` if there is no such folder or repository.
     """
     folder = home_path(ref)
+    settle(folder)
     if is_folder(folder) or not _HUB_ID.fullmatch(str(ref)):
         check_folder(folder, _WANTED)
         return folder

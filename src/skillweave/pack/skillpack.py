@@ -32,6 +32,7 @@ from skillweave.delta.source import TensorSource
 from skillweave.delta.voice import carried_generation, carried_tokenizer
 from skillweave.errors import UserError, nearest
 from skillweave.files.hashes import digest, sha256_file, shortened
+from skillweave.files.whole import read_whole
 from skillweave.pack.card import card_text
 from skillweave.pack.coded import decode_parts, encode_parts
 from skillweave.pack.decode import LowRank, decode, lowrank_parts
@@ -45,7 +46,7 @@ from skillweave.pack.schema import (
     RowsEntry,
     WholeEntry,
 )
-from skillweave.pack.stored import CARD_FILE, README_FILE, check_tensors, data_name, read_with_parts
+from skillweave.pack.stored import CARD_FILE, PARTS, README_FILE, check_tensors, data_name, read_with_parts
 from skillweave.pack.values import check_values
 from skillweave.pack.weigh import DATA_METADATA, plain_sizes, weigh
 
@@ -92,6 +93,10 @@ class Skillpack:
         Raises :class:`UserError`, with the file and the reason, for a file that is missing, damaged, cut off or of a
         newer version, and for numbers that no codec writes (:func:`skillweave.pack.values.check_values`).
         """
+        return read_whole(folder, PARTS, lambda: cls._read(folder))
+
+    @classmethod
+    def _read(cls, folder: str | Path) -> Skillpack:
         card, data, carried, parts = read_with_parts(folder)
         tensors = read_tensors(data) if parts is None else decode_parts(parts, card, data)
         check_values(card, tensors, str(data))

@@ -5,6 +5,7 @@ The card, the hashes of the files, and the names, shapes and dtypes in the tenso
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,9 +17,11 @@ from skillweave.errors import UserError
 from skillweave.files.folder import Folder
 from skillweave.files.read import check_folder, is_file, read_card_file
 from skillweave.files.recover import settle
+from skillweave.files.whole import read_whole
 from skillweave.pack.coded_file import LARGEST_FILE, ReadParts, check_counts, coded_tensors, read_parts
 from skillweave.pack.expected import expected_tensors
 from skillweave.pack.schema import ROWS, SCHEMA_VERSION, LowRankEntry, PackCard, RowsEntry, WholeEntry
+from skillweave.units import human_bytes
 
 CARD_FILE = "skillpack.json"
 DATA_FILE = "skillpack.safetensors"
@@ -29,6 +32,8 @@ README_FILE = "README.md"
 PARTS = (CARD_FILE, DATA_FILE, CODED_FILE, README_FILE, *CARRIED_PARTS)
 """Paths of all files that a pack may have."""
 AGAIN = "Copy or make the pack again."
+_HEADER, _IN_HEADER, _WIDEST = 2**16, 1000, 8
+"""Most bytes of a tensor file's header without its tensors and for each tensor, and of one number."""
 _REMAKE = "Make the pack again."
 _KINDS = {"I": "int", "U": "uint", "F": "float", "BF": "bfloat"}
 
@@ -50,7 +55,7 @@ def read_stored(folder: str | Path) -> tuple[PackCard, Path, Carried]:
     Raises :class:`UserError`, with the file and the reason, for a file that is missing, damaged, cut off, of a newer
     version, or not what the card says.
     """
-    return read_with_parts(folder)[:3]
+    return read_whole(folder, PARTS, lambda: read_with_parts(folder)[:3])
 
 
 def read_with_parts(folder: str | Path) -> tuple[PackCard, Path, Carried, ReadParts | None]:
@@ -70,12 +75,29 @@ def read_with_parts(folder: str | Path) -> tuple[PackCard, Path, Carried, ReadPa
         parts, plain = read_parts(reader.read(name, card.files.get(name), largest=LARGEST_FILE), card, data)
         kinds = {key: (shape, _dtype(kind)) for key, (shape, kind) in plain.items()} | coded_tensors(card)
     else:
+        _check_size(reader.file(name), card)
         data = reader.matches(name, card.files.get(name))
         kinds = _kinds(data)
     check_tensors(card, kinds, str(data))
     if parts is not None:
         check_counts(parts, card, data)
     return card, data, carried, parts
+
+
+def _check_size(data: Path, card: PackCard) -> None:
+    """Raise :class:`UserError` if a tensor file is larger than the tensors of the card can make it.
+
+    To hash it, and to read the names in it, could take hours: an empty file of any size takes no room on the disk.
+    """
+    expected = [expected_tensors(name, entry) for name, entry in card.entries.items()]
+    shapes = {key: shape for tensors in expected for key, (shape, _) in tensors.items()}
+    most = _HEADER + sum(_IN_HEADER + 6 * len(key) + _WIDEST * math.prod(shape) for key, shape in shapes.items())
+    size = data.stat().st_size
+    if size > most:
+        raise UserError(
+            f"{data} has {human_bytes(size)}, and the tensors that the card names take {human_bytes(most)} at most. "
+            f"{AGAIN}"
+        )
 
 
 def _kinds(data: Path) -> dict[str, tuple[tuple[int, ...], str]]:

@@ -101,7 +101,20 @@ def check_part(folder: str | Path, card: WeaveCard, part: str) -> None:
     file is checked.
     """
     reader = Folder(folder, WEAVE_FILE, AGAIN)
-    if card.schema_version > 1:
-        reader.matches(part, card.files[part])
-    else:
-        reader.file(part)
+    try:
+        if card.schema_version > 1:
+            reader.matches(part, card.files[part])
+        else:
+            reader.file(part)
+    except UserError as error:
+        if _was_replaced(folder, card):
+            raise UserError(f"{folder} was replaced by another weave after it was opened: open it again") from error
+        raise
+
+
+def _was_replaced(folder: str | Path, card: WeaveCard) -> bool:
+    """Whether ``folder`` is a weave with another card."""
+    try:
+        return read_card(folder) != card
+    except UserError:
+        return False

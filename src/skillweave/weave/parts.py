@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -12,15 +13,19 @@ from skillweave.artefact import write_text
 from skillweave.base import Base, open_base
 from skillweave.errors import UserError
 from skillweave.files.folder import Folder, named_shortly
-from skillweave.files.hashes import sha256_file, shortened
+from skillweave.files.hashes import shortened
+from skillweave.files.read import read_bytes
+from skillweave.files.whole import read_whole
 from skillweave.pack import BaseRef, Skillpack, check_name
 from skillweave.pack.card import card_text
 from skillweave.pack.find import pack_folder
-from skillweave.pack.stored import AGAIN, CARD_FILE, README_FILE
+from skillweave.pack.stored import AGAIN, CARD_FILE, PARTS, README_FILE
 from skillweave.progress import say_once
 from skillweave.weave.backbone import lay_on
-from skillweave.weave.card import WEAVE_FILE, BackboneRef, WeaveCard, check_part, pack_card
+from skillweave.weave.card import ROUTER_FILE, WEAVE_FILE, BackboneRef, WeaveCard, check_part, pack_card
 from skillweave.weave.int8_backbone import INT8, is_int8, put_into_int8
+from skillweave.weave.router import PARTS as ROUTER_PARTS
+from skillweave.weave.router import Router
 
 
 def check_names(names: Collection[str]) -> None:
@@ -36,14 +41,30 @@ def check_names(names: Collection[str]) -> None:
 
 def read_pack(folder: Path, card: WeaveCard, name: str) -> Skillpack:
     """Read a pack of the weave in ``folder``. Raises :class:`UserError` unless it is the pack that the card names."""
-    check_part(folder, card, pack_card(name))
-    pack = Skillpack.from_pretrained(folder / "packs" / name)
+    place = folder / "packs" / name
+
+    def read() -> Skillpack:
+        check_part(folder, card, pack_card(name))
+        return Skillpack.from_pretrained(place)
+
+    pack = read_whole(place, PARTS, read)
     if pack.card.name != name:
         raise UserError(
             f"{folder / pack_card(name)}: name: the pack in the folder '{name}' is called '{pack.card.name}': copy or "
             f"build the weave again"
         )
     return pack
+
+
+def read_router(folder: Path, card: WeaveCard) -> Router:
+    """Read the router of the weave in ``folder``. Raises :class:`UserError` unless it is the card's."""
+    place = folder / "router"
+
+    def read() -> Router:
+        check_part(folder, card, f"router/{ROUTER_FILE}")
+        return Router.load(place)
+
+    return read_whole(place, ROUTER_PARTS, read)
 
 
 @dataclass(frozen=True)
@@ -58,18 +79,31 @@ class AddedPack:
     def of(cls, source: str | Path) -> tuple[AddedPack, Skillpack]:
         """Read the pack in a folder, or in a repository of the hub, which is downloaded. Raises :class:`UserError`."""
         folder = pack_folder(source)
-        card_hash = sha256_file(Folder(folder, CARD_FILE, AGAIN).file(CARD_FILE))
-        pack = Skillpack.from_pretrained(folder)
+
+        def read() -> tuple[str, Skillpack]:
+            card = read_bytes(Folder(folder, CARD_FILE, AGAIN).file(CARD_FILE))
+            return sha256(card).hexdigest(), Skillpack.from_pretrained(folder)
+
+        card_hash, pack = read_whole(folder, PARTS, read)
         return cls(pack.card.name, folder, card_hash), pack
 
     def check(self) -> None:
         """Raise :class:`UserError` unless the card is still the one that was added."""
-        Folder(self.folder, CARD_FILE, AGAIN).matches(CARD_FILE, self.card_hash)
+        card = read_bytes(Folder(self.folder, CARD_FILE, AGAIN).file(CARD_FILE))
+        if sha256(card).hexdigest() != self.card_hash:
+            raise UserError(
+                f"{self.folder} does not hold the pack '{self.name}' that was added any more: remove the pack and add "
+                f"it again"
+            )
 
     def read(self) -> Skillpack:
         """Read the pack. Raises :class:`UserError` if it is not the one that was added."""
-        self.check()
-        return Skillpack.from_pretrained(self.folder)
+
+        def read() -> Skillpack:
+            self.check()
+            return Skillpack.from_pretrained(self.folder)
+
+        return read_whole(self.folder, PARTS, read)
 
 
 def put_pack(given: str | Path | Skillpack, name: str, fingerprint: str, to: Path) -> None:

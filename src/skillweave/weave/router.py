@@ -36,6 +36,7 @@ from skillweave.files.folder import FileHashes, Folder
 from skillweave.files.hashes import sha256_file
 from skillweave.files.read import read_card_file
 from skillweave.files.values import Count, Free, Number, Version
+from skillweave.files.whole import read_whole
 from skillweave.pack.name import as_pack_name
 from skillweave.weave.card import ROUTER_FILE
 from skillweave.weave.directions import NARROWEST, Geometry, directions, enough_cosine
@@ -164,7 +165,10 @@ class Router:
 
         Raises :class:`UserError` if a file is missing, damaged, newer, or has impossible values.
         """
-        reader = Folder(folder, ROUTER_FILE, _AGAIN)
+        return read_whole(folder, PARTS, lambda: cls._load(Folder(folder, ROUTER_FILE, _AGAIN)))
+
+    @classmethod
+    def _load(cls, reader: Folder) -> Router:
         card = read_card_file(reader.file(ROUTER_FILE), RouterCard, SCHEMA_VERSION, _AGAIN)
         if card.schema_version > 1:
             if set(card.files) != {DATA_FILE}:

@@ -19,12 +19,12 @@ from skillweave.pack import BaseRef, Skillpack
 from skillweave.progress import console, say_once
 from skillweave.tools.conversation import OpenTools
 from skillweave.units import human_bytes
-from skillweave.weave.card import ROUTER_FILE, WeaveCard, check_part, read_card
+from skillweave.weave.card import WeaveCard, read_card
 from skillweave.weave.int8_backbone import check_form
 from skillweave.weave.journal import ReplyJournal
 from skillweave.weave.kept import ReadPack
 from skillweave.weave.packed_model import UNPACKED_PACKS, PackedModel
-from skillweave.weave.parts import check_names, open_base_of
+from skillweave.weave.parts import check_names, open_base_of, read_router
 from skillweave.weave.prove import Proofs
 from skillweave.weave.request import AUTO, Reply, Request
 from skillweave.weave.request_group import RequestGroup, group_key
@@ -105,8 +105,7 @@ class Weave:
         opened = open_base_of(folder, card, base, dtype, backbone, device, budget)
         router = None
         if card.router:
-            check_part(folder, card, f"router/{ROUTER_FILE}")
-            router = Router.load(folder / "router")
+            router = read_router(folder, card)
             router.check_fits(card.packs, opened)
         weave = cls(folder, card, opened, router, budget, {}, require_audit, unpacked_packs)
         if weave.budget is not None and weave.base_bytes > weave.budget:

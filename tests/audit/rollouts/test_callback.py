@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -150,6 +151,23 @@ def test_the_half_line_of_a_killed_training_costs_no_new_rollout(tmp_path: Path)
     notes = LogNotes()
     assert [rollout.reward for rollout in read_log(tmp_path, notes)] == [1.0, 2.0]
     assert notes.malformed == 1
+
+
+def test_two_trainings_do_not_mix_their_rollouts_in_one_log(tmp_path: Path) -> None:
+    first, second = RolloutAudit(tmp_path), RolloutAudit(tmp_path)
+    state = (TrainingArguments(tmp_path / "run"), TrainerState(), TrainerControl())
+    other = threading.Thread(target=first.watch(letters), kwargs={"prompts": ["p"], "completions": ["abc"]})
+    other.start()
+    other.join()
+    for write in (
+        partial(second.watch(letters), prompts=["p"], completions=["ab"]),
+        partial(second.on_train_begin, *state),
+    ):
+        with pytest.raises(UserError, match=r"rollouts-0\.jsonl is being written by another thread"):
+            write()
+    first.on_train_end(*state)
+    second.on_train_begin(*state)
+    assert [len(rollout.completion) for rollout in read_log(tmp_path, LogNotes())] == [3]
 
 
 def test_prompts_that_were_forgotten_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

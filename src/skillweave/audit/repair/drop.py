@@ -14,6 +14,7 @@ from skillweave.audit.rollouts.log import message_text
 from skillweave.errors import UserError, shown_value
 from skillweave.files.parse_json import parse_json
 from skillweave.files.read import is_file, open_file, read_json_lines, split_lines
+from skillweave.files.recover import settle
 from skillweave.progress import share_of
 from skillweave.units import human_bytes
 
@@ -140,6 +141,7 @@ def read_flagged(audits: Sequence[Path], data: Path) -> Flagged:
     """
     found = Flagged()
     for folder in audits:
+        settle(folder)
         files = [folder / name for name in (RECORDS, PROMPTS) if is_file(folder / name)]
         if not files:
             raise UserError(

@@ -28,6 +28,8 @@ from skillweave.audit.rollouts.score import judge
 from skillweave.audit.rollouts.signals import Contrast, measure, reference_values
 from skillweave.audit.statistics import chance_of
 from skillweave.errors import UserError
+from skillweave.files.lock import Claim, take
+from skillweave.files.place import place_of
 from skillweave.progress import console
 from skillweave.terminal import one_line
 
@@ -51,7 +53,7 @@ class RolloutAudit(TrainerCallback):
 
     Under ``torchrun`` each process records the rollouts that its own reward functions see, in a file of its own, and
     raises its own alarm; the command reads all files of the folder together. With ``stop`` an alarm in one process
-    stops all of them.
+    stops all of them. Two trainings at once need two folders: the second raises :class:`UserError`.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class RolloutAudit(TrainerCallback):
         self._fpr, self._every, self._stop, self._gold, self._id = fpr, every, stop, gold, id
         self._file = Path(folder) / f"rollouts-{os.environ.get('RANK', '0')}.jsonl"
         self._opened = False
+        self._held: Claim | None = None
         self._watched = 0
         self._batch: _Batch | None = None
         self._step = 0
@@ -138,6 +141,7 @@ class RolloutAudit(TrainerCallback):
         batch, self._batch = self._batch, None
         if batch is None:
             return
+        self._claim()
         self._file.parent.mkdir(parents=True, exist_ok=True)
         goes_on = not self._opened and self._file.is_file() and self._file.stat().st_size > 0
         self._opened = True
@@ -149,7 +153,15 @@ class RolloutAudit(TrainerCallback):
                 self._groups.add(rollout)
                 log.write(json.dumps(_row(rollout)) + "\n")
 
+    def _claim(self) -> None:
+        """Hold the log until the training ends. Raises :class:`UserError` if another training writes it."""
+        if self._held is None:
+            self._held = take(place_of(self._file))
+
     # -- checking -----------------------------------------------------------------------------------------------------
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._claim()
 
     def on_step_begin(self, args, state, control, **kwargs):
         self._step = state.global_step
@@ -163,6 +175,9 @@ class RolloutAudit(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         self._flush()
+        if self._held is not None:
+            self._held.release()
+            self._held = None
         self.check(state.global_step)
         if self._groups.forgotten:
             console.print(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import random
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from skillweave.base import Answer, Base, Checkpoint, Prompt, open_base
 from skillweave.base.prefix import opening_ids
 from skillweave.delta import Delta, write_tuned
 from skillweave.errors import UserError
+from skillweave.files.recover import drop
 from skillweave.pack import Skillpack
 from skillweave.pack.card import refinement_text
 from skillweave.pack.schema import Prefill
@@ -143,9 +143,12 @@ def specialist_opener(base: Base, delta: Delta, folder: Path) -> Callable[[], Ba
         if all(name in held for name in delta.names()):
             fresh = open_base(base.path, dtype="float32", device=base.model.device)
             return delta.apply(fresh, in_place=True)
-        with tempfile.TemporaryDirectory(dir=folder) as temporary:
-            write_tuned(base.path, delta, Path(temporary) / "specialist", dtype="float32")
-            return open_base(Path(temporary) / "specialist", dtype="float32", device=base.model.device)
+        written = folder / "specialist"  # the next run removes what a kill leaves, because it has the same name
+        try:
+            write_tuned(base.path, delta, written, dtype="float32")
+            return open_base(written, dtype="float32", device=base.model.device)
+        finally:
+            drop(written)
 
     return opened
 
