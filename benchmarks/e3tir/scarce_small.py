@@ -87,7 +87,7 @@ def cells_of(seed: int) -> list[Cell]:
 def settings(cell: Cell) -> E3tirConfig:
     """Return the settings of a cell, without the file of its experts."""
     none = {"steps": 0}
-    group = {"prompts": PROMPTS, "learning_rate": RATE, "micro_batch_size": 8}
+    group = {"prompts": PROMPTS, "learning_rate": RATE, "micro_batch_size": 4}
     half = BATCHES // 2
     stages: dict[str, dict[str, Any]] = {
         SFT: {"warm_up": none, "rl": none},
@@ -98,7 +98,11 @@ def settings(cell: Cell) -> E3tirConfig:
             "expert": {"branch": "annealed"},
         },
     }
-    sft = {"sft": {"steps": cell.sft_steps, "batch_size": 8, "learning_rate": RATE}} if cell.sft_steps else {}
+    sft = (
+        {"sft": {"steps": cell.sft_steps, "batch_size": 8, "micro_batch_size": 4, "learning_rate": RATE}}
+        if cell.sft_steps
+        else {}
+    )
     return E3tirConfig.model_validate(
         {
             "task": {
@@ -124,7 +128,7 @@ def settings(cell: Cell) -> E3tirConfig:
 def measured(cell: Cell, kept: Path) -> dict[str, Any]:
     """Train the arm of a cell; return its row: scores of greedy answers by length, and what the run cost."""
     began = process_time()
-    folder = kept / f"{cell.arm}-{cell.seed}-{cell.sft_steps}".replace(" ", "-")
+    folder = kept / f"{cell.arm}-{cell.seed}-{cell.sft_steps}".replace(" -> ", "-then-").replace(", ", "-")
     base, config = open_base(BASE, device="cpu"), settings(cell)
     if config.asks_experts:
         folder.mkdir(parents=True, exist_ok=True)
