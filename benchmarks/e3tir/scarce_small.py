@@ -1,8 +1,7 @@
 """Scarce traces on SmolLM2: eight expert traces of two sums, while the prompts of RL and of the test have two to four.
 
-So RL has to find longer chains than any expert has shown. Every arm with RL plays as many batches, and every arm but
-:data:`~benchmarks.e3tir.scarce_arms.ZERO` begins with the same supervised training on the traces, which comes in two
-lengths. A stopped cell resumes inside its run.
+So RL has to find longer chains than any expert has shown. Every arm with RL plays as many batches. Arms that begin with
+supervised training begin with the same one, which comes in two lengths. A stopped cell resumes inside its run.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from matplotlib.figure import Figure
 from benchmarks.common.record import Claim, Record, judged, student
 from benchmarks.common.runs import as_far_as_measured
 from benchmarks.e3tir.arms import changed_experts
-from benchmarks.e3tir.scarce_arms import AFTER_SFT, SFT, SFT_RL, ZERO
+from benchmarks.e3tir.scarce_arms import AFTER_SFT, ANNEALED, SFT, SFT_RL, ZERO
 from skillweave.base import open_base
 from skillweave.files.read import read_json
 from skillweave.methods.e3tir import E3tirConfig
@@ -44,8 +43,8 @@ BATCHES = 10
 PROMPTS = 4
 N = 8
 RATE = 2e-5
-SFT_STEPS = (40, 120)
-"""The lengths of the supervised training, in steps of eight conversations; 120 are the tuned ones of two sums."""
+SFT_STEPS = (10, 40)
+"""The lengths of the supervised training, in steps of eight conversations: while its loss falls, and at its end."""
 GOAL = 5
 
 
@@ -69,15 +68,11 @@ def main(options: argparse.Namespace, argv: Sequence[str], kept: Path) -> None:
 
 def cells_of(seed: int) -> list[Cell]:
     """Return the cells of a seed, the most important ones first."""
-    light, long = SFT_STEPS
     return [
-        Cell(SFT_RL, seed, light),
-        Cell(AFTER_SFT, seed, light),
-        Cell(SFT, seed, light),
-        Cell(SFT, seed, long),
+        *(Cell(arm, seed, length) for length in SFT_STEPS for arm in (SFT_RL, AFTER_SFT)),
+        Cell(ANNEALED, seed, 0),
+        *(Cell(SFT, seed, length) for length in SFT_STEPS),
         Cell(ZERO, seed, 0),
-        Cell(SFT_RL, seed, long),
-        Cell(AFTER_SFT, seed, long),
     ]
 
 
@@ -92,17 +87,14 @@ def settings(cell: Cell) -> E3tirConfig:
     stages: dict[str, dict[str, Any]] = {
         SFT: {"warm_up": none, "rl": none},
         SFT_RL: {"warm_up": none, "rl": {**group, "steps": BATCHES, "n": N}},
-        AFTER_SFT: {
+        ANNEALED: {
             "warm_up": {**group, "steps": half, "n": N // 2, "m": N // 2},
             "rl": {**group, "steps": BATCHES - half, "n": N},
             "expert": {"branch": "annealed"},
         },
     }
-    sft = (
-        {"sft": {"steps": cell.sft_steps, "batch_size": 8, "micro_batch_size": 4, "learning_rate": RATE}}
-        if cell.sft_steps
-        else {}
-    )
+    stages |= {ZERO: stages[SFT_RL], AFTER_SFT: stages[ANNEALED]}
+    sft = {"steps": cell.sft_steps, "batch_size": 8, "micro_batch_size": 4, "learning_rate": RATE}
     return E3tirConfig.model_validate(
         {
             "task": {
@@ -119,8 +111,8 @@ def settings(cell: Cell) -> E3tirConfig:
             "show_every": 5,
             "rollout": {"max_tokens": 240, "max_tool_calls": LENGTHS[-1] + 1, "batch_size": 64},
             "reward": {"no_answer": 0, "malformed": 0},
-            **stages[SFT_RL if cell.arm == ZERO else cell.arm],
-            **sft,
+            **stages[cell.arm],
+            **({"sft": sft} if cell.sft_steps else {}),
         }
     )
 
@@ -190,25 +182,25 @@ def score(row: dict[str, Any]) -> float:
 
 def claims(rows: Sequence[dict[str, Any]]) -> list[Claim]:
     """Return the claims for which there are rows. With one seed an interval is open, and no such claim holds."""
-    best = {arm: best_of(rows, arm) for arm in (ZERO, SFT, SFT_RL, AFTER_SFT)}
-    found = []
-    if zero := list(best[ZERO].values()):
-        found.append(judged(f"{ZERO}, percent", *student(zero), "< 5"))
+    ours, found = best_of(rows, AFTER_SFT, ANNEALED), []
+    if zero := best_of(rows, ZERO):
+        found.append(judged(f"{ZERO}, percent", *student(list(zero.values())), "< 5"))
     for other, goal in ((SFT_RL, f"> {GOAL}"), (SFT, "> 0")):
-        both = sorted(best[AFTER_SFT].keys() & best[other].keys())
-        if both:
-            values = [best[AFTER_SFT][seed] - best[other][seed] for seed in both]
-            found.append(judged(f"{AFTER_SFT} less {other}, each at its best length of SFT", *student(values), goal))
+        theirs = best_of(rows, other)
+        if both := sorted(ours.keys() & theirs.keys()):
+            values = [ours[seed] - theirs[seed] for seed in both]
+            name = f"E3-TIR less {other}, points, each at its best length of supervised training"
+            found.append(judged(name, *student(values), goal))
     return found
 
 
-def best_of(rows: Sequence[dict[str, Any]], arm: str) -> dict[int, float]:
-    """Return an arm's score by seed, at the length of supervised training with the best mean."""
-    by_length: dict[int, dict[int, float]] = {}
+def best_of(rows: Sequence[dict[str, Any]], *arms: str) -> dict[int, float]:
+    """Return the scores by seed of the arm, and of the length of its supervised training, with the best mean."""
+    found: dict[tuple[str, int], dict[int, float]] = {}
     for row in rows:
-        if row["arm"] == arm:
-            by_length.setdefault(row["sft_steps"], {})[row["seed"]] = score(row)
-    return max(by_length.values(), key=lambda scores: fmean(scores.values()), default={})
+        if row["arm"] in arms:
+            found.setdefault((row["arm"], row["sft_steps"]), {})[row["seed"]] = score(row)
+    return max(found.values(), key=lambda scores: fmean(scores.values()), default={})
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
@@ -239,11 +231,11 @@ def plot(rows: Sequence[dict[str, Any]]) -> Figure:
     """Return a figure of the scores by length of the chain, and of the success in rollouts."""
     figure = Figure(figsize=(9.6, 3.4), layout="constrained")
     scores, rollouts = figure.subplots(1, 2)
-    colours: dict[str, str] = {ZERO: "#999999", SFT: "#009E73", SFT_RL: "#D55E00", AFTER_SFT: "#0072B2"}
+    colours = {ZERO: "#999999", SFT: "#009E73", SFT_RL: "#D55E00", AFTER_SFT: "#0072B2", ANNEALED: "#56B4E9"}
     for row in rows:
         long = row["sft_steps"] == SFT_STEPS[-1]
         look: dict[str, Any] = {"color": colours[row["arm"]], "linestyle": "--" if long else "-"}
-        label = row["arm"] if row["arm"] == ZERO else f"{row['arm']}, {row['sft_steps']} steps of SFT"
+        label = f"{row['arm']}, {row['sft_steps']} steps of SFT" if row["sft_steps"] else row["arm"]
         scores.plot(LENGTHS, [100 * row["success"][str(length)] for length in LENGTHS], "o", label=label, **look)
         if row["curve"]:
             rollouts.plot(range(1, 1 + len(row["curve"])), [100 * value for value in row["curve"]], **look)
