@@ -68,11 +68,16 @@ def main(options: argparse.Namespace, argv: Sequence[str], kept: Path) -> None:
 
 def cells_of(seed: int) -> list[Cell]:
     """Return the cells of a seed, the most important ones first."""
+    light, long = SFT_STEPS
     return [
-        *(Cell(arm, seed, length) for length in SFT_STEPS for arm in (SFT_RL, AFTER_SFT)),
+        Cell(SFT_RL, seed, light),
+        Cell(AFTER_SFT, seed, light),
         Cell(ANNEALED, seed, 0),
-        *(Cell(SFT, seed, length) for length in SFT_STEPS),
+        Cell(SFT, seed, light),
         Cell(ZERO, seed, 0),
+        Cell(SFT_RL, seed, long),
+        Cell(SFT, seed, long),
+        Cell(AFTER_SFT, seed, long),
     ]
 
 
