@@ -70,9 +70,11 @@ class Play:
 def main(options: argparse.Namespace, argv: Sequence[str], kept: Path) -> None:
     """Run the small scale, or show what there is of it; ``kept`` holds the models and the finished runs."""
     record = Record.begin("tpaw-converged", options, argv, range(options.seeds or 1), module="tpaw.converged")
+    shorter, longer = CURVE
     plans: list[Start | Play] = [
-        *(Start(seed, epochs) for seed in record.seeds for epochs in (EPOCHS, *CURVE)),
+        *(Start(seed, epochs) for seed in record.seeds for epochs in (EPOCHS, shorter)),
         *(Play(arm, share, seed) for share in SHARES for seed in record.seeds for arm in (SPIN, TPAW, SFT, DPO)),
+        *(Start(seed, longer) for seed in record.seeds),
     ]
     record.rows = as_far_as_measured(plans, functools.partial(measure, kept=kept), kept, show=options.show)
     played = [row for row in record.rows if row["arm"] in ARMS]
