@@ -210,7 +210,7 @@ def best_of(rows: Sequence[dict[str, Any]], *arms: str) -> dict[int, float]:
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
     """Return a table with one line for each cell."""
-    header = ["arm", "steps of SFT", "seed", "all", *(f"{length} sums" for length in LENGTHS)]
+    header = ["arm", "steps of SFT", "seed", "all", *(f"{length} sums (prompts)" for length in LENGTHS)]
     header += ["calls", "in rollouts, first and last 3", "expert tokens", "policy tokens", "processor s", "peak GB"]
     return Table(header, [_line(row) for row in sorted(rows, key=lambda row: (row["sft_steps"], row["arm"]))])
 
@@ -222,7 +222,7 @@ def _line(row: dict[str, Any]) -> list[str]:
         str(row["sft_steps"]),
         str(row["seed"]),
         f"{score(row):.1f}",
-        *(f"{100 * row['success'][str(length)]:.0f} of {row['prompts'][str(length)]}" for length in LENGTHS),
+        *(f"{100 * row['success'][str(length)]:.0f} ({row['prompts'][str(length)]})" for length in LENGTHS),
         ", ".join(f"{row['calls'][str(length)]:.1f}" for length in LENGTHS),
         f"{100 * fmean(curve[:3]):.0f} to {100 * fmean(curve[-3:]):.0f}" if curve else "-",
         f"{row['expert_tokens']:,}",
