@@ -19,11 +19,15 @@ also without hidden calls. The grid chooses between the variants of E3-TIR. Scor
 prompts. Intervals are Student's t over seeds, of differences within a seed. The conditions beside the main one have
 three seeds.
 
+small: SmolLM2, whose traces have two sums and whose prompts have up to four
+(:mod:`~benchmarks.e3tir.scarce_small`): five arms, supervised training of two lengths, one rate.
+
 Finished runs are kept, so that a stopped benchmark resumes. Delete their folder after a change of the code.
 
-    python -m benchmarks.e3tir.scarce             20 minutes on one free core
-    python -m benchmarks.e3tir.scarce --show      the table of what is measured so far
-    python -m benchmarks.e3tir.scarce --quick     two arms on a base that knows little
+    python -m benchmarks.e3tir.scarce                  20 minutes on one free core
+    python -m benchmarks.e3tir.scarce --scale small    SmolLM2: hours on a core
+    python -m benchmarks.e3tir.scarce --show           the table of what is measured so far
+    python -m benchmarks.e3tir.scarce --quick          two arms on a base that knows little
 """
 
 from __future__ import annotations
@@ -37,6 +41,7 @@ from typing import Any
 
 from benchmarks.common.record import Claim, Record, arguments, judged, positive, run, student
 from benchmarks.common.runs import as_far_as_measured
+from benchmarks.e3tir import scarce_small
 from benchmarks.e3tir.scarce_arms import (
     ANNEALED,
     ARMS,
@@ -67,8 +72,8 @@ GOAL = 5
 
 def main(argv: Sequence[str]) -> None:
     """Run the benchmark."""
-    parser = arguments(__doc__, ["micro"])
-    parser.add_argument("--seeds", type=positive, default=5, help="seeds (default: %(default)s)")
+    parser = arguments(__doc__, ["micro", "small"])
+    parser.add_argument("--seeds", type=positive, help="seeds (default: 5, small: 1)")
     parser.add_argument("--runs", type=Path, default=Path("runs/e3tir-scarce"), help="finished runs (%(default)s)")
     parser.add_argument("--show", action="store_true", help="show what is measured; run nothing")
     options = parser.parse_args(argv)
@@ -78,7 +83,10 @@ def main(argv: Sequence[str]) -> None:
             cells = [Cell(arm, 1, 4, batches=2, base_steps=10) for arm in (SFT_RL, PAPER)]
             _finish(record, as_far_as_measured(cells, measured, Path(folder)), PAPER)
         return
-    record = Record.begin(FILES, options, argv, range(1, 1 + options.seeds), module=NAME)
+    if options.scale == "small":
+        scarce_small.main(options, argv, options.runs / "small")
+        return
+    record = Record.begin(FILES, options, argv, range(1, 1 + (options.seeds or 5)), module=NAME)
     tried = as_far_as_measured(tuning_cells(), measured, options.runs, show=options.show)
     cells = cells_of(record.seeds, tried)
     _finish(record, [*as_far_as_measured(cells, measured, options.runs, show=options.show), *tried], best(tried))

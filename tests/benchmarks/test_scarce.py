@@ -8,8 +8,20 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from benchmarks.e3tir import scarce, scarce_arms
-from benchmarks.e3tir.scarce_arms import ARMS, NO_EXPERT, PAPER, SFT_RL, USES_SFT, ZERO, Cell
+from benchmarks.e3tir import scarce, scarce_arms, scarce_small
+from benchmarks.e3tir.arms import changed_experts
+from benchmarks.e3tir.scarce_arms import (
+    AFTER_SFT,
+    ANNEALED,
+    ARMS,
+    NO_EXPERT,
+    PAPER,
+    SFT,
+    SFT_RL,
+    USES_SFT,
+    ZERO,
+    Cell,
+)
 
 from skillweave.tasks.expert_traces import read_traces
 
@@ -75,3 +87,39 @@ def test_claims_are_differences_within_a_seed() -> None:
     claims = {claim.claim.split(": ")[1]: claim for claim in scarce.claims(rows, PAPER)}
     assert claims[f"{PAPER} less {SFT_RL}, points"].value == pytest.approx(45)
     assert claims[f"{ZERO}, percent"].value == pytest.approx(2)
+
+
+# -- SmolLM2 ---------------------------------------------------------------------------------------------------------
+
+PROMPTS = {"2": 2, "3": 5, "4": 3}
+
+
+def test_every_small_arm_plays_the_same_number_of_conversations_and_sees_short_traces_only(tmp_path: Path) -> None:
+    for cell in scarce_small.cells_of(1):
+        config = scarce_small.settings(cell)
+        stages = [stage for stage in (config.warm_up, config.rl) if stage.steps]
+        played = sum(stage.steps * stage.prompts * stage.size for stage in stages)
+        assert played == (0 if cell.arm == SFT else scarce_small.BATCHES * scarce_small.PROMPTS * scarce_small.N)
+        assert (config.sft.steps if config.sft else 0) == cell.sft_steps
+    traces = read_traces(changed_experts(config, tmp_path, scarce_small.shown))
+    lengths = [scarce_small.operations(trace.messages[0]["content"]) for trace in traces]
+    assert set(lengths) == {scarce_small.SHOWN}
+    assert len(lengths) > scarce_small.TRACES
+
+
+def test_the_small_claims_are_about_the_best_length_of_each_arm() -> None:
+    def row(arm: str, sft_steps: int, seed: int, *success: float) -> dict[str, object]:
+        by_length = dict(zip(map(str, scarce_small.LENGTHS), success, strict=True))
+        return {**asdict(scarce_small.Cell(arm, seed, sft_steps)), "success": by_length, "prompts": PROMPTS}
+
+    rows = [
+        *(row(ZERO, 0, seed, 0.1, 0, 0) for seed in (1, 2)),
+        *(row(SFT_RL, 10, seed, 0.5, 0.5, 0) for seed in (1, 2)),
+        *(row(SFT_RL, 40, seed, 1.0, 0, 0) for seed in (1, 2)),
+        *(row(ANNEALED, 0, seed, 0, 0, 0) for seed in (1, 2)),
+        *(row(AFTER_SFT, 40, seed, 1.0, 1.0, seed / 10) for seed in (1, 2)),
+    ]
+    zero, ours = scarce_small.claims(rows)
+    assert zero.value == pytest.approx(100 * 0.1 * 2 / 10)
+    assert ours.value == pytest.approx(100 * (7 + 3 * 0.15 - 3.5) / 10)
+    assert scarce_small.claims(rows[:2]) == [zero]
