@@ -37,7 +37,7 @@ def test_values_that_a_delta_cannot_hold_are_said_and_kept(micro_base: Path, tmp
     assert "warning" not in Delta.between(own, tuned).provenance
 
 
-def test_a_delta_says_on_which_config_it_was_made(micro_base: Path, tmp_path: Path, capsys) -> None:
+def test_a_delta_says_on_which_config_it_was_made(micro_base: Path, tmp_path: Path, capsys, monkeypatch) -> None:
     made = Delta.between(micro_base, save_tuned(micro_base, tmp_path / "tuned"))
     made.save_pretrained(tmp_path / "delta")
     card = json.loads((tmp_path / "delta" / "delta.json").read_text())
@@ -48,7 +48,7 @@ def test_a_delta_says_on_which_config_it_was_made(micro_base: Path, tmp_path: Pa
     delta = Delta.from_pretrained(tmp_path / "delta")
     uses = (lambda base: delta.apply(open_base(base)), lambda base: write_tuned(base, delta, tmp_path / "written"))
     for use in uses:
-        progress._SAID.clear()
+        monkeypatch.setattr(progress, "_SAID", set())
         use(micro_base)
         assert "config" not in capsys.readouterr().err
         use(other)
@@ -57,7 +57,7 @@ def test_a_delta_says_on_which_config_it_was_made(micro_base: Path, tmp_path: Pa
 
     del card["base_config"]  # a delta of an older version
     (tmp_path / "delta" / "delta.json").write_text(json.dumps({**card, "schema_version": 1}))
-    progress._SAID.clear()
+    monkeypatch.setattr(progress, "_SAID", set())
     old = Delta.from_pretrained(tmp_path / "delta")
     old.apply(open_base(other))
     assert "config" not in capsys.readouterr().err

@@ -157,7 +157,7 @@ def test_wrong_base() -> None:
         make_pack("sha256:abc").check_base("sha256:def")
 
 
-def test_another_config_with_the_same_weights_is_said(micro_base: Path, tmp_path: Path, capsys) -> None:
+def test_another_config_with_the_same_weights_is_said(micro_base: Path, tmp_path: Path, capsys, monkeypatch) -> None:
     base = open_base(micro_base, device="cpu")
     name = "model.layers.0.self_attn.q_proj.weight"
     change = {name: 0.1 * torch.randn(base.checkpoint.shape(name), generator=torch.Generator().manual_seed(0))}
@@ -176,12 +176,12 @@ def test_another_config_with_the_same_weights_is_said(micro_base: Path, tmp_path
         "unzipped": lambda: made("unzip", tmp_path / "pack", "-b", other, "-o", tmp_path / "model"),
     }
     for use in uses.values():
-        progress._SAID.clear()
+        monkeypatch.setattr(progress, "_SAID", set())
         ran = use()
         said = " ".join((ran.err if isinstance(ran, Ran) else capsys.readouterr().err).split())
         assert "the pack 'p' was made on, and another config: rms_norm_eps is 2e-06 (then: 1e-06), rope_param" in said
         assert "rope_theta is 9900.0 (then: 10000.0)" in said
-    progress._SAID.clear()
+    monkeypatch.setattr(progress, "_SAID", set())
     pack.card.base_config = {}  # a pack of an older version
     Weave.of(open_base(other, device="cpu"), {"p": pack})
     assert "config" not in capsys.readouterr().err

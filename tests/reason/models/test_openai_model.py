@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import threading
 import time
 from dataclasses import replace
 from typing import Any
@@ -11,8 +12,8 @@ from typing import Any
 import pytest
 
 from helpers.fault_server import FaultServer, Reply, completion_body, fault_server
+from skillweave import progress
 from skillweave.errors import UserError
-from skillweave.progress import _SAID
 from skillweave.reason.models.model import Completion, ModelCall, ModelUnreachable
 from skillweave.reason.models.openai_model import OpenAIModel
 
@@ -23,7 +24,7 @@ FINE = Completion("fine", "stop", 3, 2)
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    _SAID.clear()
+    monkeypatch.setattr(progress, "_SAID", set())
 
 
 def open_model(url: str, name: str = "m", **options: Any) -> OpenAIModel:
@@ -87,9 +88,11 @@ def test_a_fault_is_retried_and_at_last_named(why: str) -> None:
 
 
 def test_waits_double_and_the_servers_wish_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    waits = []
+    waits, sleep_for = [], asyncio.sleep
 
     async def sleep(seconds: float) -> None:
+        if threading.current_thread() is not threading.main_thread():  # a server of another test
+            return await sleep_for(seconds)
         waits.append(seconds)
 
     monkeypatch.setattr("skillweave.reason.models.openai_model.asyncio.sleep", sleep)
