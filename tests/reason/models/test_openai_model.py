@@ -91,9 +91,10 @@ def test_waits_double_and_the_servers_wish_is_kept(monkeypatch: pytest.MonkeyPat
     waits, sleep_for = [], asyncio.sleep
 
     async def sleep(seconds: float) -> None:
-        if threading.current_thread() is not threading.main_thread():  # a server of another test
-            return await sleep_for(seconds)
-        waits.append(seconds)
+        if threading.current_thread() is threading.main_thread():
+            waits.append(seconds)
+        else:  # a server that another test left
+            await sleep_for(seconds)
 
     monkeypatch.setattr("skillweave.reason.models.openai_model.asyncio.sleep", sleep)
     limited = Reply(429, {"error": {"message": "slow down"}}, {"Retry-After": "7"})
