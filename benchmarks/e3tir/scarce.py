@@ -20,7 +20,7 @@ prompts. Intervals are Student's t over seeds, of differences within a seed. The
 three seeds.
 
 small: SmolLM2, whose traces have two sums and whose prompts have up to four
-(:mod:`~benchmarks.e3tir.scarce_small`): five arms, supervised training of two lengths, one rate.
+(:mod:`~benchmarks.e3tir.scarce_small`): five arms, supervised training of three lengths, one rate.
 
 Finished runs are kept, so that a stopped benchmark resumes. Delete their folder after a change of the code.
 
