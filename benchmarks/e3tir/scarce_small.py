@@ -253,5 +253,7 @@ def plot(rows: Sequence[dict[str, Any]]) -> Figure:
     for axis in (scores, rollouts):
         axis.set_ylim(-3, 103)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.legend(*scores.get_legend_handles_labels(), loc="outside right center", fontsize=8, frameon=False)
+    figure.legend(
+        *scores.get_legend_handles_labels(), loc="outside right center", fontsize=8, frameon=False, handlelength=4
+    )
     return figure
