@@ -382,6 +382,8 @@ def test_files_that_others_put_there_meanwhile_are_kept(tmp_path: Path, monkeypa
             ):
                 write(tmp_path / "p", "three")
             assert {"two", "score.json"} < set(os.listdir(tmp_path / "p"))
+            (kept,) = (tmp_path / "p").glob("p.kept-*")
+            assert os.listdir(kept) == ["three"]
             return
         write(tmp_path / "p", "three")
     assert os.listdir(tmp_path / "p") == ["three"]
@@ -391,6 +393,50 @@ def test_files_that_others_put_there_meanwhile_are_kept(tmp_path: Path, monkeypa
         f"got 'score.json' while it was written anew: the folder as it was is kept as {kept}" in capsys.readouterr().err
     )
     assert len(os.listdir(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("stage", ["ready", "in", "old"])
+def test_what_recovery_brings_back_was_not_put_there_by_others(tmp_path: Path, no_exchange, stage: str, capsys) -> None:
+    place_ = tmp_path / "p"
+    make(tmp_path, {".making": "old"})
+    if stage == "old":
+        (tmp_path / ".making").rename(tmp_path / ".p.old-aaaaaaaa")
+    else:
+        place_.mkdir()
+        making = (tmp_path / ".making").rename(place_ / ".making")
+        making.rename(place_ / f".skillweave.{stage}-{seal(place_, making)}")
+    write(place_, "new")
+    assert sorted(os.listdir(tmp_path)) == ["p"]
+    assert os.listdir(place_) == ["new"]
+    assert "while it was written anew" not in capsys.readouterr().err
+
+
+def test_a_hidden_file_that_others_put_on_a_mount_point_meanwhile_stays_there(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(place, "is_mount", lambda path: path.name == "p")
+    (tmp_path / "p").mkdir()
+    with claim(tmp_path / "p"):
+        (tmp_path / "p" / ".DS_Store").touch()
+        write(tmp_path / "p", "new")
+    assert sorted(name for name in os.listdir(tmp_path / "p") if not name.endswith(".lock")) == [".DS_Store", "new"]
+
+
+def test_files_of_others_that_are_deleted_meanwhile_are_no_reason_to_keep_a_copy(tmp_path: Path) -> None:
+    make(tmp_path, {"p": "old"})
+    (tmp_path / "p" / "files").mkdir()
+    (tmp_path / "p" / "files" / "last").touch()
+    with claim(tmp_path / "p"):
+        (tmp_path / "p" / "files" / "last").unlink()
+        write(tmp_path / "p", "new")
+    assert os.listdir(tmp_path) == ["p"]
+
+
+def test_a_lock_is_known_by_its_text_and_not_by_its_name_alone(tmp_path: Path) -> None:
+    for name, text in {".notes.lock": "mine", ".made.lock": "", ".held.lock": '{"pid": 1}', ".link.lock": None}.items():
+        if text is None:
+            (tmp_path / name).symlink_to("nowhere")
+        else:
+            (tmp_path / name).write_text(text)
+    assert place.files_below(tmp_path) == [".link.lock", ".notes.lock"]
 
 
 def test_a_folder_that_is_dropped_is_whole_or_gone(tmp_path: Path, monkeypatch) -> None:

@@ -39,6 +39,18 @@ def test_a_folder_that_never_rests_is_told_and_other_files_do_not_matter(tmp_pat
         read_whole(tmp_path, ["*.json"], lambda: read(file))
 
 
+def test_a_file_that_goes_while_it_is_read_is_no_bug(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("0")
+
+    def read() -> str:
+        if (tmp_path / "a.json").exists():
+            (tmp_path / "a.json").rename(tmp_path / "b.json")
+            raise FileNotFoundError("a.json")
+        return "read"
+
+    assert read_whole(tmp_path, ["*.json"], read) == "read"
+
+
 def save_pack(folder: Path, version: int) -> None:
     pack = make_pack()
     pack.tensors[f"{Q}.A_scale"] = pack.tensors[f"{Q}.A_scale"] * version

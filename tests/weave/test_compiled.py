@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable
 
@@ -305,3 +306,18 @@ def test_a_prompt_is_finished_in_stripes_as_with_torch(monkeypatch, tokens, outs
     monkeypatch.setattr(int8, "usable", lambda _: False)
     for layer, own in zip(layers, found, strict=True):
         torch.testing.assert_close(own, layer(x.clone()), rtol=1e-5, atol=1e-4)
+
+
+def test_what_another_process_compiled_meanwhile_is_not_compiled_again(monkeypatch, tmp_path):
+    made = tmp_path / "made.so"
+
+    @contextlib.contextmanager
+    def claimed(place, *, waiting):
+        place.touch()  # the other process was faster
+        yield
+
+    monkeypatch.setattr(native, "claim", claimed)
+    assert native._compile(["no-such-compiler"], "kernels.cpp", made) is None
+    made.unlink()
+    monkeypatch.undo()
+    assert "could not be compiled" in native._compile(["no-such-compiler"], "kernels.cpp", made)

@@ -56,6 +56,7 @@ def check_file(
     device or a pipe (``/dev/stdout``, ``/dev/null``) is accepted too. None of ``sources``, the files that the command
     reads, may be replaced.
     """
+    from skillweave.files.atomic import in_place_only
     from skillweave.files.place import is_special, stream_of
 
     if stream_of(out) is not None or is_special(out):
@@ -63,12 +64,11 @@ def check_file(
     for source in sources:
         if source is not None and os.path.realpath(source) == os.path.realpath(out):
             raise UserError(f"{called} {out} is {source}, which this command only reads: choose another place")
-    if not (os.path.isfile(out) and os.access(out, os.W_OK) and not os.access(out.parent, os.W_OK | os.X_OK)):
+    if not (os.access(out, os.W_OK) and in_place_only(out)):  # else there may be no place for a lock
         check_place(out, replaced=False, called=called)
         if out.is_dir():
             raise UserError(f"{called} {out} is a folder: name a file in it")
         _claim(out)
-    # Otherwise it is overwritten in place, and there is no place for a lock.
     if os.path.isfile(out) and os.path.getsize(out) and not ours(out):
         raise UserError(f"{called} {out} holds something that is not {kind}: choose another place, or delete it first")
 

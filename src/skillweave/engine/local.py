@@ -61,7 +61,8 @@ class LocalEngine:
         """A digest of what decides its answers: weights, dtype, settings, chat template, packs and router."""
         weave = self.weave
         base = weave.base
-        packs = {name: weave.shelf.digest(name) for name in weave.loaded}
+        # The card of a weave in a folder has the hashes of its packs; to digest a pack is to read it again.
+        packs = [] if weave.card.files else [weave.shelf.digest(name) for name in weave.loaded]
         form = [str(base.model.dtype), has_int8(base.model)]
         settings = [recorded_values(base.model.config), base.model.generation_config.to_dict()]
         own = [base.fingerprint, form, settings, base.tokenizer.chat_template]

@@ -63,7 +63,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     - If ``path`` is a device or a pipe (``/dev/stdout``), the bytes are written to it at the end.
     """
     with disk_errors(Path(path)):
-        if stream_of(path) is not None or is_special(path) or _in_place_only(path):
+        if stream_of(path) is not None or is_special(path) or in_place_only(path):
             with _into(path) as temporary:
                 yield temporary
             return
@@ -98,8 +98,8 @@ def _beside(place: Place) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _in_place_only(path: str | Path) -> bool:
-    """Whether a file can be written but not replaced: it is a mount point, or its folder may not be written."""
+def in_place_only(path: str | Path) -> bool:
+    """Whether a file cannot be replaced: it is a mount point, or its folder may not be written. A note says so once."""
     real = Path(os.path.realpath(path))
     if not real.is_file() or not (is_mount(real) or not os.access(real.parent, os.W_OK | os.X_OK)):
         return False
@@ -291,10 +291,15 @@ def _put_inside(claimed: Claim, temporary: Path) -> None:
     Once the new version has the name ``ready``, it wins: recovery finishes the exchange.
     """
     place = claimed.place
-    if strangers := claimed.strangers(place.path):
+    new = set(os.listdir(temporary))
+    # Hidden files that the new version does not have are left alone (see finish_inside).
+    deleted = (name for name in claimed.strangers(place.path) if not name.startswith(".") or name.split("/")[0] in new)
+    if (stranger := next(deleted, None)) is not None:
+        kept = place.path / f"{place.path.name}.kept-{new_token()}"
+        os.replace(temporary, kept)
         raise UserError(
-            f"{place.shown} got '{strangers[0]}' while it was written anew, which would be deleted: move it, and write "
-            "the folder again"
+            f"{place.shown} got '{stranger}' while it was written anew, which would be deleted: the new version is in "
+            f"{kept}. Move '{stranger}' away, and the new files to their place"
         )
     os.chmod(temporary, 0o700)
     sealed = seal(place.path, temporary)

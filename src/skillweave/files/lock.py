@@ -21,14 +21,12 @@ from typing import Any
 
 from skillweave.errors import UserError
 from skillweave.files.disk import disk_errors, make_folders, no_place
-from skillweave.files.place import Place, files_below, place_of
+from skillweave.files.place import LOCK_MARK, Place, files_below, place_of
 from skillweave.progress import console, say_once
 from skillweave.terminal import one_line
 
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
 """Error numbers of file systems that have no locks."""
-_MARK = b'{"pid": '
-"""The beginning of the text in a lock file. A lock that was just created is empty."""
 _PAUSE = 0.05
 """Seconds between two tries to get a lock that another process holds."""
 
@@ -79,7 +77,10 @@ class Claim:
 
     def strangers(self, version: Path) -> list[str]:
         """The files in ``version``, which is or was at the place, that came there after the claim, not from here."""
-        return sorted(set(files_below(version)) - (self._held.known if self._held else set()))
+        known = self._held.known if self._held else set()
+        others = sorted(set(files_below(version)) - known)
+        # A folder that lost its last file counts as a file itself, and is as well known as that file was.
+        return [name for name in others if not any(one.startswith(f"{name}/") for one in known)]
 
     def know(self) -> None:
         """Note that all files that are at the place now are from this process."""
@@ -207,7 +208,7 @@ def _open(path: Path) -> int:
         why = "is not a file"
     elif state.st_nlink > 1:
         why = "is another name of some other file"  # a hard link: to write the lock would overwrite that file
-    elif state.st_size and not os.pread(descriptor, len(_MARK), 0).startswith(_MARK):
+    elif state.st_size and not os.pread(descriptor, len(LOCK_MARK), 0).startswith(LOCK_MARK):
         why = "is a file of another program"
     else:
         return descriptor

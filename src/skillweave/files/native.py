@@ -18,6 +18,7 @@ from skillweave.errors import UserError
 from skillweave.files.atomic import atomic_file
 from skillweave.files.cache import cache_folder
 from skillweave.files.hashes import digest
+from skillweave.files.lock import claim
 from skillweave.progress import say_once
 
 OVERRIDE = "SKILLWEAVE_COMPILED"
@@ -60,9 +61,12 @@ def library(source: Path, without: str, headers: Sequence[Path] = (), flags: Seq
 def _compile(command: Sequence[str], name: str, place: Path) -> str | None:
     """Compile a source file into ``place``. Returns what went wrong, or None."""
     try:
-        with atomic_file(place) as made:
-            whole = [*command, "-o", str(made)]
-            subprocess.run(whole, capture_output=True, text=True, timeout=_LONGEST_COMPILATION, check=True)
+        with claim(place, waiting=f"waiting until {name} is compiled"):
+            if place.exists():  # another process compiled it meanwhile
+                return None
+            with atomic_file(place) as made:
+                whole = [*command, "-o", str(made)]
+                subprocess.run(whole, capture_output=True, text=True, timeout=_LONGEST_COMPILATION, check=True)
     except subprocess.CalledProcessError as error:
         lines = error.stderr.strip().splitlines()
         return f"{command[0]} did not compile {name} ({lines[0] if lines else 'it gave no reason'})"

@@ -22,6 +22,8 @@ _SHOWN = 100
 _INSIDE = "skillweave"
 """Replaces the name of the place in hidden entries inside the place."""
 LOST_AND_FOUND = "lost+found"
+LOCK_MARK = b'{"pid": '
+"""The beginning of the text in a lock file. A lock that was just created is empty."""
 """A file system's own folder, at the root of a mounted file system."""
 _HIDDEN = re.compile(r"\.(?P<stem>.+)\.(?:(?P<kind>new|old|del|ready|in)-(?P<token>[0-9a-z_]{8})|lock)", re.DOTALL)
 _DESCRIPTOR = re.compile(r"/(?:dev|proc/(?:self|\d+|thread-self))/fd/(\d+)")
@@ -244,13 +246,21 @@ def files_below(folder: Path) -> list[str]:
         tops = sorted(_visible(folder))
     except OSError:  # it is no folder, or not one that this user may read
         return []
-    return [name for top in tops for name in _below(folder / top, top) if not _is_garbage(name)]
+    return [name for top in tops for name in _below(folder / top, top) if not _is_garbage(folder, name)]
 
 
-def _is_garbage(name: str) -> bool:
+def _is_garbage(folder: Path, name: str) -> bool:
     """Whether a path below a folder is a lock of ours, or in a version that is not finished."""
-    matches = (_HIDDEN.fullmatch(part) for part in name.split("/"))
-    return any(match is not None and match["kind"] in (None, "new", "del") for match in matches)
+    kinds = [match["kind"] for part in name.split("/") if (match := _HIDDEN.fullmatch(part))]
+    return "new" in kinds or "del" in kinds or (None in kinds and _is_lock(folder / name))
+
+
+def _is_lock(path: Path) -> bool:
+    """Whether a file is a lock of ours, which is empty when it was just made, and not only named like one."""
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode) and path.read_bytes()[: len(LOCK_MARK)] in (b"", LOCK_MARK)
+    except OSError:
+        return False
 
 
 def _below(path: Path, name: str) -> Iterator[str]:

@@ -90,6 +90,8 @@ def recover(claimed: Claim, only: str | None = None) -> None:
         return
     messages = _settle_beside(place, [left for left in leftovers_beside(place) if only in (None, left[1])])
     messages += _settle_within(place, [left for left in leftovers_within(place) if only in (None, left[1])])
+    if messages and only is None:
+        claimed.know()  # what was brought back was there before, so nobody has put it there since the claim
     for line in dict.fromkeys(messages if only is None else []):
         console.print(line, markup=False, soft_wrap=True)
 

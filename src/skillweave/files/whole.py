@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Collection
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -12,6 +13,8 @@ from skillweave.errors import UserError
 
 T = TypeVar("T")
 _TRIES = 20
+_PAUSE = 0.02
+"""Seconds between two tries."""
 
 
 def read_whole(folder: str | Path, parts: Collection[str], read: Callable[[], T]) -> T:
@@ -25,12 +28,14 @@ def read_whole(folder: str | Path, parts: Collection[str], read: Callable[[], T]
         before = _version(folder, parts)
         try:
             result = read()
-        except UserError:
+        except (UserError, FileNotFoundError):
             if _version(folder, parts) == before:
                 raise
         else:
             if _version(folder, parts) == before:
                 return result
+            del result  # so that memory does not hold two versions
+        time.sleep(_PAUSE)
     raise UserError(f"{folder} changes while it is read: wait until whatever writes there has ended")
 
 

@@ -93,10 +93,11 @@ class Skillpack:
         Raises :class:`UserError`, with the file and the reason, for a file that is missing, damaged, cut off or of a
         newer version, and for numbers that no codec writes (:func:`skillweave.pack.values.check_values`).
         """
-        return read_whole(folder, PARTS, lambda: cls._read(folder))
+        return read_whole(folder, PARTS, lambda: cls.read_once(folder))
 
     @classmethod
-    def _read(cls, folder: str | Path) -> Skillpack:
+    def read_once(cls, folder: str | Path) -> Skillpack:
+        """Read a pack as :meth:`from_pretrained` does, for a caller that watches the folder itself (`read_whole`)."""
         card, data, carried, parts = read_with_parts(folder)
         tensors = read_tensors(data) if parts is None else decode_parts(parts, card, data)
         check_values(card, tensors, str(data))

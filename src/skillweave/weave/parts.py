@@ -45,7 +45,7 @@ def read_pack(folder: Path, card: WeaveCard, name: str) -> Skillpack:
 
     def read() -> Skillpack:
         check_part(folder, card, pack_card(name))
-        return Skillpack.from_pretrained(place)
+        return Skillpack.read_once(place)
 
     pack = read_whole(place, PARTS, read)
     if pack.card.name != name:
@@ -62,7 +62,7 @@ def read_router(folder: Path, card: WeaveCard) -> Router:
 
     def read() -> Router:
         check_part(folder, card, f"router/{ROUTER_FILE}")
-        return Router.load(place)
+        return Router.load_once(place)
 
     return read_whole(place, ROUTER_PARTS, read)
 
@@ -82,7 +82,7 @@ class AddedPack:
 
         def read() -> tuple[str, Skillpack]:
             card = read_bytes(Folder(folder, CARD_FILE, AGAIN).file(CARD_FILE))
-            return sha256(card).hexdigest(), Skillpack.from_pretrained(folder)
+            return sha256(card).hexdigest(), Skillpack.read_once(folder)
 
         card_hash, pack = read_whole(folder, PARTS, read)
         return cls(pack.card.name, folder, card_hash), pack
@@ -101,7 +101,7 @@ class AddedPack:
 
         def read() -> Skillpack:
             self.check()
-            return Skillpack.from_pretrained(self.folder)
+            return Skillpack.read_once(self.folder)
 
         return read_whole(self.folder, PARTS, read)
 

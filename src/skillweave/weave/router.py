@@ -165,10 +165,12 @@ class Router:
 
         Raises :class:`UserError` if a file is missing, damaged, newer, or has impossible values.
         """
-        return read_whole(folder, PARTS, lambda: cls._load(Folder(folder, ROUTER_FILE, _AGAIN)))
+        return read_whole(folder, PARTS, lambda: cls.load_once(folder))
 
     @classmethod
-    def _load(cls, reader: Folder) -> Router:
+    def load_once(cls, folder: str | Path) -> Router:
+        """Read a router as :meth:`load` does, for a caller that watches the folder itself (`read_whole`)."""
+        reader = Folder(folder, ROUTER_FILE, _AGAIN)
         card = read_card_file(reader.file(ROUTER_FILE), RouterCard, SCHEMA_VERSION, _AGAIN)
         if card.schema_version > 1:
             if set(card.files) != {DATA_FILE}:
