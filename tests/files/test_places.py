@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -428,6 +429,29 @@ def test_files_of_others_that_are_deleted_meanwhile_are_no_reason_to_keep_a_copy
         (tmp_path / "p" / "files" / "last").unlink()
         write(tmp_path / "p", "new")
     assert os.listdir(tmp_path) == ["p"]
+
+
+@pytest.mark.parametrize("fails", ["p", "files"])
+def test_what_could_not_be_listed_is_not_taken_for_files_of_others(tmp_path: Path, monkeypatch, fails: str) -> None:
+    make(tmp_path, {"p": "old"})
+    (tmp_path / "p" / "files").mkdir()
+    (tmp_path / "p" / "files" / "one").touch()
+    real, broken = os.listdir, True
+
+    def listdir(path):
+        if broken and Path(path).name == fails:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path)
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    told = pytest.raises(UserError, match="Input/output error") if fails == "p" else contextlib.nullcontext()
+    with told, claim(tmp_path / "p"):
+        broken = False
+        write(tmp_path / "p", "new")
+    broken = False
+    write(tmp_path / "p", "newer")
+    assert os.listdir(tmp_path) == ["p"]
+    assert os.listdir(tmp_path / "p") == ["newer"]
 
 
 def test_a_lock_is_known_by_its_text_and_not_by_its_name_alone(tmp_path: Path) -> None:

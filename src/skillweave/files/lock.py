@@ -78,9 +78,10 @@ class Claim:
     def strangers(self, version: Path) -> list[str]:
         """The files in ``version``, which is or was at the place, that came there after the claim, not from here."""
         known = self._held.known if self._held else set()
-        others = sorted(set(files_below(version)) - known)
-        # A folder that lost its last file counts as a file itself, and is as well known as that file was.
-        return [name for name in others if not any(one.startswith(f"{name}/") for one in known)]
+        unlisted = tuple(name for name in known if name.endswith("/"))
+        others = sorted(name for name in set(files_below(version)) - known if not name.startswith(unlisted))
+        # A folder that lost its last file, or cannot be listed now, is as well known as the files in it were.
+        return [name for name in others if not any(one.startswith(f"{name.rstrip('/')}/") for one in known)]
 
     def know(self) -> None:
         """Note that all files that are at the place now are from this process."""
@@ -180,14 +181,12 @@ def _try(place: Place) -> HeldLock | str:
             if not sure:
                 say_once(f"the file system of {place.shown} has no locks: make sure that only one process writes there")
             _write_holder(descriptor)
+            known = set(files_below(place.path))
         except BaseException:
             with contextlib.suppress(OSError):
                 os.close(descriptor)
             raise
-        lock = HeldLock(place.lock, descriptor, threading.get_ident(), sure, made, set())
-        with contextlib.suppress(OSError):  # whoever writes there is told
-            lock.known.update(files_below(place.path))
-        return lock
+        return HeldLock(place.lock, descriptor, threading.get_ident(), sure, made, known)
 
 
 def _open(path: Path) -> int:

@@ -22,9 +22,9 @@ _SHOWN = 100
 _INSIDE = "skillweave"
 """Replaces the name of the place in hidden entries inside the place."""
 LOST_AND_FOUND = "lost+found"
+"""A file system's own folder, at the root of a mounted file system."""
 LOCK_MARK = b'{"pid": '
 """The beginning of the text in a lock file. A lock that was just created is empty."""
-"""A file system's own folder, at the root of a mounted file system."""
 _HIDDEN = re.compile(r"\.(?P<stem>.+)\.(?:(?P<kind>new|old|del|ready|in)-(?P<token>[0-9a-z_]{8})|lock)", re.DOTALL)
 _DESCRIPTOR = re.compile(r"/(?:dev|proc/(?:self|\d+|thread-self))/fd/(\d+)")
 _STREAMS = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
@@ -241,10 +241,14 @@ def check_parts(folder: Path, parts: Collection[str], kind: str) -> None:
 
 
 def files_below(folder: Path) -> list[str]:
-    """The paths below a folder of all files in it, but for our locks, our half-written files and ``lost+found``."""
+    """The paths below a folder of all files in it, but for our locks, our half-written files and ``lost+found``.
+
+    Links and empty folders count as files. A folder that cannot be listed stands for its files, as ``NAME/``. There are
+    none if ``folder`` is no folder; if it cannot be listed itself, an ``OSError`` is raised.
+    """
     try:
         tops = sorted(_visible(folder))
-    except OSError:  # it is no folder, or not one that this user may read
+    except (FileNotFoundError, NotADirectoryError):
         return []
     return [name for top in tops for name in _below(folder / top, top) if not _is_garbage(folder, name)]
 
@@ -264,10 +268,14 @@ def _is_lock(path: Path) -> bool:
 
 
 def _below(path: Path, name: str) -> Iterator[str]:
-    """The paths of the files at ``path`` and below it, which is called ``name``; links and empty folders are files."""
-    inside = []
-    with contextlib.suppress(OSError):  # another process removed it, or this user may not read it
+    """The paths of the files at ``path`` and below it, which is called ``name`` (see :func:`files_below`)."""
+    try:
         inside = sorted(os.listdir(path)) if path.is_dir() and not path.is_symlink() else []
+    except FileNotFoundError:  # another process has removed it
+        return
+    except OSError:
+        yield f"{name}/"
+        return
     if not inside:
         yield name
     for entry in inside:
