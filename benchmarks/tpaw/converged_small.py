@@ -28,10 +28,8 @@ from skillweave.methods.tpaw import TpawConfig
 BASE = "bundled:smollm2"
 PAIRS = 240
 HELD_OUT = 200
-EPOCHS = 10
-"""The length of the supervised training that the play begins from."""
-CURVE = (5, 20)
-"""A shorter and a longer one, which show whether it has converged."""
+SHORTER, EPOCHS, LONGER = 5, 10, 20
+"""Lengths of the supervised training. The play begins from the second, and at the first rate from the third, too."""
 RATE = 5e-5
 SHARES = (1 / 20, 1 / 5)
 """The learning rates of the play as shares of :data:`RATE`: a published one, and one that is too high for SPIN."""
@@ -60,21 +58,30 @@ class Start:
 
 @dataclass(frozen=True)
 class Play:
-    """A plan: the rounds of an arm from the start of a seed."""
+    """A plan: the rounds of an arm from the start of a seed, at a share of the start's rate."""
 
     arm: str
     share: float
     seed: int
+    epochs: int = EPOCHS
+
+    @property
+    def comparison(self) -> str:
+        """What the rows of this learning rate and this start are called."""
+        after = "" if self.epochs == EPOCHS else f", after {self.epochs} epochs"
+        return f"1/{1 / self.share:.0f} of the start's rate{after}"
 
 
 def main(options: argparse.Namespace, argv: Sequence[str], kept: Path) -> None:
     """Run the small scale, or show what there is of it; ``kept`` holds the models and the finished runs."""
     record = Record.begin("tpaw-converged", options, argv, range(options.seeds or 1), module="tpaw.converged")
-    shorter, longer = CURVE
+    seeds, (first, second) = record.seeds, SHARES
     plans: list[Start | Play] = [
-        *(Start(seed, epochs) for seed in record.seeds for epochs in (EPOCHS, shorter)),
-        *(Play(arm, share, seed) for share in SHARES for seed in record.seeds for arm in (SPIN, TPAW, SFT, DPO)),
-        *(Start(seed, longer) for seed in record.seeds),
+        *(Start(seed, epochs) for seed in seeds for epochs in (EPOCHS, SHORTER)),
+        *(Play(arm, first, seed) for seed in seeds for arm in (SPIN, TPAW, SFT, DPO)),
+        *(Start(seed, LONGER) for seed in seeds),
+        *(Play(arm, first, seed, LONGER) for seed in seeds for arm in (SFT, TPAW, SPIN)),
+        *(Play(arm, second, seed) for seed in seeds for arm in (SPIN, TPAW, SFT, DPO)),
     ]
     record.rows = as_far_as_measured(plans, functools.partial(measure, kept=kept), kept, show=options.show)
     played = [row for row in record.rows if row["arm"] in ARMS]
@@ -94,19 +101,14 @@ def measure(plan: Start | Play, kept: Path) -> dict[str, Any]:
     rate = RATE * plan.share
     settings = {
         **ARMS[plan.arm],
-        "start": str(_start_folder(Start(plan.seed, EPOCHS), kept) / "delta"),
+        "start": str(_start_folder(Start(plan.seed, plan.epochs), kept) / "delta"),
         "rounds": ROUNDS,
         "lam": LAM,
         "training": {"steps": equal_steps(plan.arm, STEPS), "batch_size": BATCH, "learning_rate": rate, **FIT},
     }
-    folder = kept / f"play-{plan.seed}-{plan.arm.replace(' ', '-')}-{rate:g}"
-    common = {"task": "sums", "comparison": comparison(plan.share), "learning_rate": rate, "lam": LAM}
+    folder = kept / f"play-{plan.seed}-{plan.arm.replace(' ', '-')}-{rate:g}-{plan.epochs}"
+    common = {"task": "sums", "comparison": plan.comparison, "learning_rate": rate, "lam": LAM}
     return {**common, "arm": plan.arm, **_run(plan.seed, settings, folder, kept)}
-
-
-def comparison(share: float) -> str:
-    """Return what the rows of a learning rate are called."""
-    return f"1/{1 / share:.0f} of the start's rate"
 
 
 def _start_folder(plan: Start, kept: Path) -> Path:
@@ -154,12 +156,12 @@ def worked(rng: Random, numbers: Sequence[int]) -> str:
 def claims(rows: Sequence[dict[str, Any]]) -> list[Claim]:
     """Return the claims for which there are rows. With one seed an interval is open, and no such claim holds."""
     found = []
-    for longer, shorter in ((EPOCHS, CURVE[0]), (CURVE[1], EPOCHS)):
+    for longer, shorter in ((EPOCHS, SHORTER), (LONGER, EPOCHS)):
         values = paired(*([row for row in rows if row.get("epochs") == epochs] for epochs in (longer, shorter)), points)
         if values:
             name = f"supervised training: points of {longer} epochs less those of {shorter}"
             found.append(judged(name, *student(values), f"<= {MAY_RISE:g}"))
-    for name in map(comparison, SHARES):
+    for name in dict.fromkeys(row["comparison"] for row in rows if row["arm"] in ARMS):
         arms = {arm: [row for row in rows if (row["arm"], row.get("comparison")) == (arm, name)] for arm in ARMS}
         if values := paired(arms[TPAW], arms[SPIN], points):
             found.append(a_point_ahead(f"{name}: TPAW's last score less SPIN's, points", values))
