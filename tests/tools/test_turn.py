@@ -375,20 +375,25 @@ def test_thoughts_can_be_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "read"),
+    ("arguments", "read"),
     [
-        ('say <tool_call>{\\"name\\": \\"add\\", \\"arguments\\": {}}</tool_call> now"} oops', []),
-        ("x\nprint('<tool_call>{}</tool_call>')\n\", oops", []),
-        ("a string without an end", [SUM]),
-        ('a", {oops}', [SUM]),
-        ('say <tool_call>{\\"a\\": <function=now></function>', []),
+        ('"text": "say <tool_call>{\\"name\\": \\"add\\", \\"arguments\\": {}}</tool_call> now"} oops', []),
+        ('"text": "x\nprint(\'<tool_call>{}</tool_call>\')\n", oops', []),
+        ('"text": "a string without an end', [SUM]),
+        ('"text": "a", {oops}', [SUM]),
+        ('"text": "say <tool_call>{\\"a\\": <function=now></function>', []),
+        ("'text': 'say <tool_call>{\"name\": \"add\"}</tool_call> now', oops", []),
+        ("'text': it's", [SUM]),
     ],
 )
-def test_a_call_inside_a_string_is_not_made_because_the_call_around_it_is_broken(text: str, read: list[Call]) -> None:
-    broken = f'{OPEN}{{"name": "write", "arguments": {{"text": "{text}}}}}{CLOSE}'
+def test_a_call_inside_a_string_is_not_made_because_the_call_around_it_is_broken(
+    arguments: str, read: list[Call]
+) -> None:
+    broken = f'{OPEN}{{"name": "write", "arguments": {{{arguments}}}}}{CLOSE}'
     first, *others = read_turn(broken + ("\n" + CALL if read else "")).calls
     assert isinstance(first, Outcome)
     assert others == read
+    assert ("counts as quoted and was not made" in first.text) == (OPEN in arguments)
 
 
 PIECES = [

@@ -74,7 +74,8 @@ class TensorFiles:
     """The tensors of several safetensors files, by their names in the files.
 
     A file is opened at the first read, or by :meth:`open`, and stays open, so that a file that is replaced meanwhile is
-    still read to its end. At most 64 files stay open. Reads from several threads are safe.
+    still read to its end. That holds for the first 64 files: more are opened again for each read. Reads from several
+    threads are safe.
     """
 
     def __init__(self, files: dict[str, Path]) -> None:
@@ -82,7 +83,7 @@ class TensorFiles:
         self._open: dict[Path, Any] = {}
 
     def open(self) -> None:
-        """Open all files, so that later reads are of the files that are there now. Raises :class:`UserError`."""
+        """Open all files, which checks them; the first 64 are then read as they are now. Raises :class:`UserError`."""
         for file in dict.fromkeys(self._files.values()):
             self._handle(file)
 

@@ -17,6 +17,7 @@ from skillweave.errors import UserError
 from skillweave.files.hashes import digest
 from skillweave.pack import Skillpack, is_skillpack
 from skillweave.progress import console
+from skillweave.report.machine import versions
 from skillweave.terminal import for_file
 from skillweave.weave import AUTO, BASE, Reply, Request, Weave, is_weave, put_into_int8
 from skillweave.weave.int8 import has_int8
@@ -58,15 +59,17 @@ class LocalEngine:
 
     @property
     def key(self) -> str:
-        """A digest of what decides its answers: weights, dtype, settings, chat template, packs and router."""
+        """A digest of what decides its answers: weights, dtype, settings, tokenizer, packs, router and versions."""
         weave = self.weave
         base = weave.base
         # The card of a weave in a folder has the hashes of its packs; to digest a pack is to read it again.
         packs = [] if weave.card.files else [weave.shelf.digest(name) for name in weave.loaded]
         form = [str(base.model.dtype), has_int8(base.model)]
         settings = [recorded_values(base.model.config), base.model.generation_config.to_dict()]
-        own = [base.fingerprint, form, settings, base.tokenizer.chat_template]
-        return digest([own, weave.card.model_dump(mode="json"), packs])
+        backend = getattr(base.tokenizer, "backend_tokenizer", None)
+        vocabulary = sorted(base.tokenizer.get_vocab().items()) if backend is None else backend.to_str()
+        own = [base.fingerprint, form, settings, vocabulary, base.tokenizer.chat_template]
+        return digest([own, weave.card.model_dump(mode="json"), packs, versions()])
 
     def stream(self, prompt: Prompt, pack: str | None, sampling: Sampling, file: TextIO) -> Reply:
         """Answer one prompt and write the text to ``file`` while it is generated.

@@ -48,7 +48,8 @@ def _version(folder: str | Path, parts: Collection[str]) -> list[tuple[str | int
         for name in sorted(os.listdir(folder)):
             if any(fnmatchcase(name, part) for part in plain):
                 file = os.lstat(os.path.join(folder, name))
-                files.append((name, file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns, file.st_ctime_ns))
+                # Without the time of the last change of state: a backup by hard links changes it, and nothing else.
+                files.append((name, file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns))
     except (OSError, ValueError):
         return []
     return [(about.st_dev, about.st_ino), *files]

@@ -52,10 +52,13 @@ _TEXT_OR_MARK = re.compile(
 )
 """A text of Python, or a mark: a mark inside a text is part of that text."""
 _STRING_OR_MARK = re.compile(
-    rf'"(?:[^"\\\n]|\\.|\n(?![ \t]*+(?:{_NAMED_MARKS}|<function=)))*+"?|(?P<mark>{_MARK.pattern})', re.DOTALL
+    rf'"(?:[^"\\\n]|\\.|\n(?![ \t]*+(?:{_NAMED_MARKS}|<function=)))*+"?'
+    rf"|(?:(?<=[\[{{:,])|(?<=[\[{{:,] ))'(?:[^'\\\n]|\\.)*+'|(?P<mark>{_MARK.pattern})",
+    re.DOTALL,
 )
 """A string of JSON, or a mark: a mark inside a string is part of that string. A string without an end goes on to the
-end of the text, but no string goes on before a line that begins with a mark."""
+end of the text, but no string goes on before a line that begins with a mark. A single quote begins a string only where
+a value or a key may begin (it may be an apostrophe), and if it ends on the same line."""
 
 _TURN_END = re.compile(
     r"(?:\s*(?:<\|(?:im_end|eot_id|eom_id|end|call|endoftext|end_of_text)\|>|</s>|<end_of_turn>))+\s*\Z"
@@ -152,10 +155,10 @@ def _read_at(text: str, begin: re.Match[str], tools: Schemas) -> tuple[list[Call
             return _read_python(text, start, mark, tools)
         return _read_values(text, start, mark)
     except Unreadable as problem:
-        return [malformed(problem)], False, _after(text, start)
+        return _unread(problem, text, start)
     except (ValueError, RecursionError) as problem:
         reason = getattr(problem, "msg", "it cannot be read")
-        return [malformed(f"no valid JSON ({reason})")], False, _after(text, start)
+        return _unread(f"no valid JSON ({reason})", text, start)
 
 
 def _read_python(text: str, start: int, mark: str, tools: Schemas) -> tuple[list[Call | Outcome], bool, int]:
@@ -185,7 +188,7 @@ def _read_values(text: str, start: int, mark: str) -> tuple[list[Call | Outcome]
     if close and len(text) - at < len(close) and close.startswith(text[at:]):  # the closing mark is cut off, or missing
         at = len(text)
     if close and not closed and at < len(text) and not _BEGIN.match(text, at):
-        return [malformed(f"{close} must follow the JSON")], False, _after(text, end)
+        return _unread(f"{close} must follow the JSON", text, end)
     calls = [call for one in values for call in calls_of(one)]
     plain = (mark, closed, strict, begin) == (OPEN, True, True, start) and not text[end:at].strip()
     return calls, plain and all(map(is_plain, values)), at + len(close) if closed else at
@@ -234,15 +237,18 @@ def _bare_calls(text: str, tools: Schemas) -> list[Call | Outcome]:
     return [call for value in values for call in calls_of(value)]
 
 
-def _after(text: str, start: int) -> int:
-    """Where to continue after an unreadable call: after its closing mark, or at an opening mark before that.
+def _unread(problem: object, text: str, start: int) -> tuple[list[Call | Outcome], bool, int]:
+    """As :func:`_read_at`, for a call that cannot be read: go on after its closing mark, or at an opening mark before.
 
     A mark inside a string is part of it: a call that is only quoted must not run because the JSON around it is broken.
     """
     found = next((found for found in _STRING_OR_MARK.finditer(text, start) if found["mark"]), None)
-    if found is None:
-        return len(text)
-    return found.end() if found["mark"] in _CLOSE_OF.values() else found.start()
+    at = len(text)
+    if found is not None:
+        at = found.end() if found["mark"] in _CLOSE_OF.values() else found.start()
+    if _BEGIN.search(text, start, at):
+        problem = f"{problem}; another call in it or behind it, on the same line, counts as quoted and was not made"
+    return [malformed(problem)], False, at
 
 
 def _behind(mark: str, text: str, at: int) -> int:

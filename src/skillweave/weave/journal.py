@@ -100,8 +100,8 @@ def open_journal(out: Path, key: str) -> Iterator[JournalFile]:
             said = f"{count:,} answers are in {path} already, and are kept"
             if found != key:
                 said = (
-                    f"{path} has {count:,} answers that are not kept: since then the prompts, the settings, the tools "
-                    "or the weights have changed"
+                    f"{path} has {count:,} answers that are not kept: since then the prompts, the settings, the tools, "
+                    "the weights or the versions of the libraries have changed"
                 )
                 kept, size = {}, 0
             if count:

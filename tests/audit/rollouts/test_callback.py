@@ -153,7 +153,8 @@ def test_the_half_line_of_a_killed_training_costs_no_new_rollout(tmp_path: Path)
     assert notes.malformed == 1
 
 
-def test_two_trainings_do_not_mix_their_rollouts_in_one_log(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ends", ["on_train_end", "on_evaluate"])
+def test_two_trainings_do_not_mix_their_rollouts_in_one_log(tmp_path: Path, ends: str) -> None:
     first, second = RolloutAudit(tmp_path), RolloutAudit(tmp_path)
     state = (TrainingArguments(tmp_path / "run"), TrainerState(), TrainerControl())
     other = threading.Thread(target=first.watch(letters), kwargs={"prompts": ["p"], "completions": ["abc"]})
@@ -165,8 +166,12 @@ def test_two_trainings_do_not_mix_their_rollouts_in_one_log(tmp_path: Path) -> N
     ):
         with pytest.raises(UserError, match=r"rollouts-0\.jsonl is being written by another thread"):
             write()
-    first.on_train_end(*state)
+    getattr(first, ends)(*state)
     second.on_train_begin(*state)
+    second.on_evaluate(*state)
+    assert (tmp_path / ".rollouts-0.jsonl.lock").exists()  # an evaluation in the middle of a training ends nothing
+    second.on_train_end(*state)
+    assert not (tmp_path / ".rollouts-0.jsonl.lock").exists()
     assert [len(rollout.completion) for rollout in read_log(tmp_path, LogNotes())] == [3]
 
 

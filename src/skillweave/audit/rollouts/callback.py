@@ -53,7 +53,8 @@ class RolloutAudit(TrainerCallback):
 
     Under ``torchrun`` each process records the rollouts that its own reward functions see, in a file of its own, and
     raises its own alarm; the command reads all files of the folder together. With ``stop`` an alarm in one process
-    stops all of them. Two trainings at once need two folders: the second raises :class:`UserError`.
+    stops all of them. Two trainings at once need two folders: the second raises :class:`UserError`. After a training
+    that an error ended, its process holds the folder until it trains again or ends.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class RolloutAudit(TrainerCallback):
         self._file = Path(folder) / f"rollouts-{os.environ.get('RANK', '0')}.jsonl"
         self._opened = False
         self._held: Claim | None = None
+        self._training = False
         self._watched = 0
         self._batch: _Batch | None = None
         self._step = 0
@@ -154,14 +156,21 @@ class RolloutAudit(TrainerCallback):
                 log.write(json.dumps(_row(rollout)) + "\n")
 
     def _claim(self) -> None:
-        """Hold the log until the training ends. Raises :class:`UserError` if another training writes it."""
+        """Hold the log until :meth:`_release`. Raises :class:`UserError` if another training writes it."""
         if self._held is None:
             self._held = take(place_of(self._file))
+
+    def _release(self) -> None:
+        self._flush()
+        if self._held is not None:
+            self._held.release()
+            self._held = None
 
     # -- checking -----------------------------------------------------------------------------------------------------
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._claim()
+        self._training = True
 
     def on_step_begin(self, args, state, control, **kwargs):
         self._step = state.global_step
@@ -173,11 +182,13 @@ class RolloutAudit(TrainerCallback):
         if self._stop and _in_any_process(alarm, args.device):
             control.should_training_stop = True
 
+    def on_evaluate(self, args, state, control, **kwargs):
+        if not self._training:
+            self._release()
+
     def on_train_end(self, args, state, control, **kwargs):
-        self._flush()
-        if self._held is not None:
-            self._held.release()
-            self._held = None
+        self._training = False
+        self._release()
         self.check(state.global_step)
         if self._groups.forgotten:
             console.print(
