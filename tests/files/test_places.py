@@ -431,27 +431,33 @@ def test_files_of_others_that_are_deleted_meanwhile_are_no_reason_to_keep_a_copy
     assert os.listdir(tmp_path) == ["p"]
 
 
-@pytest.mark.parametrize("fails", ["p", "files"])
-def test_what_could_not_be_listed_is_not_taken_for_files_of_others(tmp_path: Path, monkeypatch, fails: str) -> None:
+@pytest.mark.parametrize(
+    ("call", "fails"), [("listdir", "p"), ("listdir", "files"), ("stat", "files"), ("stat", "one")]
+)
+@pytest.mark.parametrize("when", ["at the claim", "at the end"])
+def test_what_could_not_be_read_is_not_taken_for_files_of_others(
+    tmp_path: Path, monkeypatch, call: str, fails: str, when: str
+) -> None:
+    monkeypatch.setattr(place, "is_mount", lambda path: path.name == "p")
     make(tmp_path, {"p": "old"})
     (tmp_path / "p" / "files").mkdir()
     (tmp_path / "p" / "files" / "one").touch()
-    real, broken = os.listdir, True
+    real, broken = getattr(os, call), False
 
-    def listdir(path):
+    def failing(path, *args, **more):
         if broken and Path(path).name == fails:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return real(path)
+        return real(path, *args, **more)
 
-    monkeypatch.setattr(os, "listdir", listdir)
-    told = pytest.raises(UserError, match="Input/output error") if fails == "p" else contextlib.nullcontext()
-    with told, claim(tmp_path / "p"):
-        broken = False
-        write(tmp_path / "p", "new")
+    monkeypatch.setattr(os, call, failing)
+    broken = when == "at the claim"
+    with contextlib.suppress(UserError), claim(tmp_path / "p") as claimed:
+        broken = not broken
+        with contextlib.suppress(OSError):
+            assert claimed.strangers(tmp_path / "p") == []
     broken = False
-    write(tmp_path / "p", "newer")
-    assert os.listdir(tmp_path) == ["p"]
-    assert os.listdir(tmp_path / "p") == ["newer"]
+    write(tmp_path / "p", "new")
+    assert os.listdir(tmp_path / "p") == ["new"]
 
 
 def test_a_lock_is_known_by_its_text_and_not_by_its_name_alone(tmp_path: Path) -> None:

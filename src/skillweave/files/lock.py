@@ -78,10 +78,15 @@ class Claim:
     def strangers(self, version: Path) -> list[str]:
         """The files in ``version``, which is or was at the place, that came there after the claim, not from here."""
         known = self._held.known if self._held else set()
-        unlisted = tuple(name for name in known if name.endswith("/"))
-        others = sorted(name for name in set(files_below(version)) - known if not name.startswith(unlisted))
+        unlisted = tuple(name for name in known if name.endswith("/"))  # what was in them is known, too
+        names = {name.rstrip("/") for name in known}
+        others = [name for name in files_below(version) if not name.startswith(unlisted)]
         # A folder that lost its last file, or cannot be listed now, is as well known as the files in it were.
-        return [name for name in others if not any(one.startswith(f"{name.rstrip('/')}/") for one in known)]
+        return sorted(
+            name
+            for name in others
+            if (bare := name.rstrip("/")) not in names and not any(one.startswith(f"{bare}/") for one in names)
+        )
 
     def know(self) -> None:
         """Note that all files that are at the place now are from this process."""
