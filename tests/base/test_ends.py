@@ -220,6 +220,9 @@ def test_a_result_or_a_thought_that_a_template_passes_over_is_refused():
         answer_ids(family_tokenizer(FAMILIES["chatml"]), thought, [ASKED])
     tokenizer = family_tokenizer(MORE["qwen3"])
     assert answer_text(tokenizer, thought, [ASKED]) == "<think>\nhm\n</think>\n\nb"
+    assert answer_text(tokenizer, thought | {"reasoning": "hm"}, [ASKED]) == "<think>\nhm\n</think>\n\nb"
+    with pytest.raises(UserError, match="does not write the 'reasoning' of an answer"):
+        answer_ids(tokenizer, thought | {"reasoning": "another"}, [ASKED])
     with pytest.raises(UserError, match="needs a chat template to write it"):
         answer_ids(micro_tokenizer(None), thought, "x")
 

@@ -165,6 +165,32 @@ def test_trained_tokens_of_a_resized_vocabulary(tmp_path: Path, tie: bool) -> No
         torch.testing.assert_close(tuned(IDS).logits, expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("options", [{}, {"use_dora": True}, {"ensure_weight_tying": True}], ids=str)
+@pytest.mark.parametrize("tie", [True, False], ids=["tied", "untied"])
+def test_both_embeddings_trained_after_a_resize(tmp_path: Path, tie: bool, options: dict[str, Any]) -> None:
+    """PEFT then saves each of the two three times: trained, as it was before, and trained under its plain name."""
+    base = save_micro(tmp_path / "base", tie=tie)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.resize_token_embeddings(model.config.vocab_size + 2, mean_resizing=False)
+    saved = ["embed_tokens"] if options.get("ensure_weight_tying") and tie else ["embed_tokens", "lm_head"]
+    config = LoraConfig(
+        r=2, target_modules=["q_proj"], modules_to_save=saved, init_lora_weights=False, task_type="CAUSAL_LM", **options
+    )
+    trained = get_peft_model(model, config).eval()
+    with torch.no_grad():
+        for name, parameter in trained.named_parameters():
+            if "modules_to_save" in name:
+                parameter.add_(0.1)
+    trained.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+    assert any("original_module" in name for name in load_file(tmp_path / "adapter" / "adapter_model.safetensors"))
+    with torch.no_grad():
+        expected = trained(IDS).logits
+    Delta.from_lora(tmp_path / "adapter", base).save_pretrained(tmp_path / "delta")
+    tuned = Delta.from_pretrained(tmp_path / "delta").apply(open_base(base, device="cpu")).model
+    with torch.no_grad():
+        torch.testing.assert_close(tuned(IDS).logits, expected, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("end", ["embed_tokens", "lm_head"])
 def test_a_resized_vocabulary_saved_for_one_of_two_is_refused(tmp_path: Path, end: str) -> None:
     base = save_micro(tmp_path / "base", tie=False)

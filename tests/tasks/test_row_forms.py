@@ -122,7 +122,11 @@ def test_forms(tmp_path: Path, row: dict, prompt: Any, answer: str) -> None:
         ({"prompt": ["a"], "answer": "x"}, "'prompt' must be a text or a list of messages"),
         ({"prompt": "hi", "answer": "<think>a</think>"}, "the answer has only thoughts"),
         ({"conversations": [{"from": "human", "text": "x"}]}, "message 1 has no 'value', found 'from', 'text'"),
+        *((said(content="x", **{key: False}), f"message 2 has '{key}'") for key in ("train", "training", "loss")),
         (said(content="x", weight=0), "message 2 has 'weight'"),
+        (said(content="x", prefix=True), "message 2 has 'prefix'.*learnt with its end"),
+        (said(content="x", thinking=["y"]), "message 2: 'thinking' must be a text"),
+        (said(content="", thinking="y"), "in addition to its reasoning"),
         ({"prompt": "hi", "answer": "x", "tools": TOOL}, r"must be a list of tools.*put it in a list"),
         ({"prompt": "hi", "answer": "x", "tools": [TOOL, TOOL]}, "two tools called 'weather'"),
         ({"prompt": "hi", "answer": "x", "tools": [{"name": "f", "parameters": []}]}, "'parameters' must be an object"),
@@ -195,8 +199,9 @@ def test_a_call_as_gold_answer_is_compared_by_name_and_arguments(tmp_path: Path,
         load(path, verifier="numeric")
 
 
-def test_reasoning_is_learnt_and_only_the_content_is_judged(tmp_path: Path) -> None:
-    gold = {"role": "assistant", "content": "4", "reasoning_content": "2 and 2"}
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
+def test_reasoning_is_learnt_and_only_the_content_is_judged(tmp_path: Path, key: str) -> None:
+    gold = {"role": "assistant", "content": "4", key: "2 and 2"}
     path = tmp_path / "thoughts.jsonl"
     path.write_text(json.dumps({"messages": [USER, gold]}))
     task = load(path)
@@ -294,6 +299,15 @@ def test_keys_of_messages_that_no_template_may_read_are_told(tmp_path: Path) -> 
                 "keys of the rows that are not used: system_prompt",
                 "if 'system_prompt', in 1 rows, is what we call 'system', set columns: {system: system_prompt}",
             ],
+        ),
+        (said(content="x", time=3, loss=True, name=None), ["keys of the rows that are not used: answer.time"]),
+        (
+            {"prompt": "hi", "completion": [{"role": "assistant", "content": "x", "time": 3, "weight": 1}]},
+            ["keys of the rows that are not used: answer.time"],
+        ),
+        (
+            {"prompt": "hi", "answer": "x", "tools": [TOOL], "tool_choice": "auto"},
+            ["keys of the rows that are not used: tool_choice"],
         ),
         ({"prompt": "hi", "answer": "NaN"}, ["warning: 1 rows have the answer 'NaN', which tables write"]),
         (said(tool_calls=[called()]) | {"tools": [{"name": "wind"}]}, ["warning: 1 rows call a tool that the row's"]),

@@ -190,7 +190,8 @@ def _answer(tokenizer: Any, answer: Answer, prompt: Prompt | None) -> tuple[str,
     before = prompt_text(tokenizer, prompt)
     whole = rendered(tokenizer, [*messages, answer], tools=tools, to_answer=False)
     for key in more:
-        less = {name: value for name, value in answer.items() if name != key}
+        # Services write the same thoughts under two keys, of which a template reads one.
+        less = {name: value for name, value in answer.items() if name in ("role", "content") or value != answer[key]}
         if _written(tokenizer, [*messages, less], tools, to_answer=False) == whole:
             raise UserError(
                 f"{template_name(tokenizer)} does not write the '{key}' of an answer: the model would not learn it"

@@ -13,6 +13,23 @@ from skillweave.base.safetensors_io import Spec
 from skillweave.delta.arithmetic import changed
 from skillweave.errors import UserError
 
+_SAVED = ".modules_to_save."
+
+
+def without_copies(headers: Mapping[str, Spec], read: Callable[[str], torch.Tensor]) -> dict[str, Spec]:
+    """The tensors of an adapter file without the further copies of modules in ``modules_to_save``.
+
+    PEFT writes them when the vocabulary was resized: the module as it was before training (``original_module``), and
+    the trained module once more under its plain name. A plain name with other values stays, for the caller to refuse.
+    """
+    copies = set()
+    for trained in (name for name in headers if _SAVED in name):
+        copies.add(trained.replace(_SAVED, ".original_module."))
+        plain = trained.replace(_SAVED, ".")
+        if plain in headers and _equal(read(plain), read(trained)):
+            copies.add(plain)
+    return {name: spec for name, spec in headers.items() if name not in copies}
+
 
 def settle_whole(
     whole: Mapping[str, str],

@@ -23,7 +23,7 @@ from skillweave.delta.adapter_config import CONFIG_FILE, WEIGHTS_FILE, read_adap
 from skillweave.delta.adapter_names import PREFIX, Names, value_for
 from skillweave.delta.adapter_numbers import check_finite, check_rank
 from skillweave.delta.adapter_targets import other_targets
-from skillweave.delta.adapter_whole import settle_whole
+from skillweave.delta.adapter_whole import settle_whole, without_copies
 from skillweave.delta.schema import DeltaCard, TensorEntry, dtype_name
 from skillweave.delta.source import TensorSource
 from skillweave.delta.stored import check_entries
@@ -70,7 +70,7 @@ class Adapter(TensorSource):
         files = TensorFiles(dict.fromkeys(self._headers, self.file))
         files.open()  # the tensors are read later, and the folder may be replaced until then
         self._read = files.read
-        factors, self._whole_names = _sort_names(self._headers, names, self.file)
+        factors, self._whole_names = _sort_names(without_copies(self._headers, self._read), names, self.file)
         self._pairs = {
             name: _pair(name, parts, self.config, self._headers, is_transposed(name), folder)
             for name, parts in factors.items()

@@ -30,7 +30,7 @@ from skillweave.base.load import load_model
 from skillweave.base.safetensors_io import Spec, TensorFiles, read_headers
 from skillweave.delta.adapter_config import CONFIG_FILE, WEIGHTS_FILE
 from skillweave.delta.adapter_names import PREFIX, Names, matches, value_for
-from skillweave.delta.adapter_whole import settle_whole
+from skillweave.delta.adapter_whole import settle_whole, without_copies
 from skillweave.delta.arithmetic import changed, difference, finite
 from skillweave.delta.lora import one_end, plain_name
 from skillweave.delta.source import TensorSource
@@ -63,6 +63,7 @@ class Merged(TensorSource):
         names = Names.of(base)
         headers = read_headers(self.file)
         self._read = TensorFiles(dict.fromkeys(headers, self.file)).read
+        headers = without_copies(headers, self._read)
         kind = config["peft_type"]
         names_of = {raw: names.tensor(plain_name(raw)) for raw in headers}
         whole = {name: raw for raw, name in names_of.items() if name in base or name in base.tied}

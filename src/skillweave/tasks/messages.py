@@ -20,8 +20,12 @@ _REFUSED = {
     "function_call": "write the call as 'tool_calls': [{'type': 'function', 'function': {...}}]",
     "audio": "only text is trained on: remove such rows",
     "images": "only text is trained on: remove such rows",
-    "weight": "all answers count equally in training: remove the key, or the row",
+    "prefix": "an answer is learnt with its end: complete it, or remove the row",
 }
+SWITCHES = ("weight", "train", "training", "loss")
+"""Keys that say whether a message is learnt, in the forms of several trainers; only 1 and true have no effect here."""
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+"""Keys of an answer's thoughts; which of them a chat template writes differs from base to base."""
 
 
 def read_messages(value: Any, where: str, key: str) -> list[dict[str, Any]]:
@@ -100,8 +104,14 @@ def _message(message: Any, where: str) -> dict[str, Any]:
         hint = f"write '{_OLD_ROLES[role]}'" if role in _OLD_ROLES else nearest(role, ROLES)
         raise UserError(f"{where} has the unknown role {role!r:.60}; {hint}")
     for key, hint in _REFUSED.items():
-        if fields[key] != 1 if key == "weight" and key in fields else fields.get(key):
+        if fields.get(key):
             raise UserError(f"{where} has '{key}', which is not supported: {hint}")
+    for key in SWITCHES:
+        if fields.get(key, 1) != 1:
+            raise UserError(
+                f"{where} has '{key}', which is not supported: all answers count equally in training: remove the key, "
+                "or the row"
+            )
     calls = fields.pop("tool_calls", None)
     calls = parsed(calls, where, "tool_calls") if calls is not None else []
     if not isinstance(calls, list):
@@ -110,10 +120,11 @@ def _message(message: Any, where: str) -> dict[str, Any]:
         raise UserError(f"{where} has 'tool_calls', which only the assistant can have, and the role is '{role}'")
     if "content" not in fields and not calls:
         raise UserError(f"{where} must have the texts 'role' and 'content', found {sorted(fields)}")
-    checked = {key: value for key, value in fields.items() if key not in _REFUSED}
+    checked = {key: value for key, value in fields.items() if key not in (*_REFUSED, *SWITCHES)}
     checked["content"] = text_of(fields.get("content", ""), where)
-    if "reasoning_content" in checked and not isinstance(checked["reasoning_content"], str):
-        raise UserError(f"{where}: 'reasoning_content' must be a text, found {checked['reasoning_content']!r:.60}")
+    for key in THOUGHTS:
+        if not isinstance(checked.get(key, ""), str):
+            raise UserError(f"{where}: '{key}' must be a text, found {checked[key]!r:.60}")
     if calls:
         checked["tool_calls"] = [_call(call, f"{where}, call {number}") for number, call in enumerate(calls, 1)]
     return checked

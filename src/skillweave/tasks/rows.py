@@ -14,7 +14,7 @@ from skillweave.base.thoughts import strip_thoughts
 from skillweave.config import Config
 from skillweave.errors import UserError
 from skillweave.tasks.calls import JUDGES_OF_CALLS
-from skillweave.tasks.messages import read_messages
+from skillweave.tasks.messages import SWITCHES, THOUGHTS, read_messages
 from skillweave.tasks.readers import LocatedRow
 from skillweave.tasks.row_forms import Parts, read_parts
 from skillweave.tasks.task import Entry, row_id
@@ -58,7 +58,7 @@ def _entry(parts: Parts, where: str, verifier: VerifierName, options: Config | N
     if parts.tools:
         prompt = {"messages": as_messages(prompt), "tools": parts.tools}
     accepted = _accepted(parts.answer, where, verifier)
-    metadata = {**parts.rest, "where": where}
+    metadata = {**parts.rest, **_unread(parts.answer, "answer"), **_unread(parts.rejected, "rejected"), "where": where}
     cases = parts.rest.get("cases")
     if verifier == "code" or not accepted:
         problem = gold_problem(verifier, cases if verifier == "code" else None, options, cases=cases)
@@ -111,12 +111,13 @@ def _one_answer(value: Any, where: str, called: str, verifier: VerifierName) -> 
         message = read_messages([value], where, "answer")[0]
         if message["role"] != "assistant":
             raise UserError(f"{where}: {called} is a message with the role '{message['role']}', not 'assistant'")
-        if "tool_calls" in message or "reasoning_content" in message:
+        more = [key for key in ("tool_calls", *THOUGHTS) if message.get(key)]
+        if more:
             if not message["content"].strip() and "tool_calls" not in message:
                 raise UserError(
                     f"{where}: the answer must be a text with something in it, in addition to its reasoning"
                 )
-            return message
+            return {key: message[key] for key in ("role", "content", *more)}
         value = message["content"]
     if isinstance(value, Mapping) and verifier == "json":
         return json.dumps(value, ensure_ascii=False)
@@ -127,6 +128,19 @@ def _one_answer(value: Any, where: str, called: str, verifier: VerifierName) -> 
     if not isinstance(value, str) or not value.strip():
         raise UserError(f"{where}: {called} must be a text with something in it (or a number), found {value!r:.60}")
     return value
+
+
+def _unread(answer: Any, called: str) -> dict[str, Any]:
+    """The parts of an answer given as a message that neither a model nor a verifier sees, as ``answer.KEY``."""
+    known = {"role", "content", "tool_calls", *THOUGHTS, *SWITCHES}
+    messages = answer if isinstance(answer, list) else [answer]
+    return {
+        f"{called}.{key}": value
+        for message in messages
+        if isinstance(message, Mapping) and "role" in message
+        for key, value in message.items()
+        if key not in known and value is not None
+    }
 
 
 def _same_text(one: Answer, other: Answer) -> bool:

@@ -282,16 +282,17 @@ _LIKELY = {"system": "system", "tool": "tools"}
 _MISSING = {"nan", "NaN", "NAN", "None", "null", "NULL", "<NA>", "N/A", "#N/A"}
 
 
-def _unused_keys(entries: Iterable[Entry]) -> list[str]:
+def _unused_keys(entries: Sequence[Entry]) -> list[str]:
     """Notes on keys of the rows that are not used: one on all of them, one on each that looks like a key of ours."""
     counts = Counter(key for entry in entries for key in entry.metadata.keys() - _USED)
     if not counts:
         return []
     more = f" and {len(counts) - 10} more" if len(counts) > 10 else ""
     notes = [f"keys of the rows that are not used: {', '.join(sorted(counts)[:10])}{more}"]
+    given = {"tools"} if any(tools_of(entry.prompt) for entry in entries) else set()
     for key, count in sorted(counts.items()):
         ours = next((ours for part, ours in _LIKELY.items() if part in key.lower()), None)
-        if ours is not None:
+        if ours is not None and ours not in given:
             notes.append(f"if '{key}', in {count} rows, is what we call '{ours}', set columns: {{{ours}: {key}}}")
     return notes
 
