@@ -72,6 +72,11 @@ def turns(*said: tuple[str, Any]) -> list[dict[str, Any]]:
         ({"prompt": "hi", "answer": 3.5}, "hi", "3.5"),
         ({"prompt": "hi", "answer": True}, "hi", "true"),
         ({"messages": [USER, {"role": "assistant", "content": "ho", "weight": 1}], "prompt": None}, [USER], "ho"),
+        (
+            {"messages": [USER | {"train": False}, SAID | {"weight": 0}, USER, {"role": "assistant", "content": "ho"}]},
+            [USER, SAID, USER],
+            "ho",
+        ),
         ({"prompt": [DEVELOPER, USER], "answer": "ho"}, [DEVELOPER, USER], "ho"),
     ],
 )  # fmt: skip

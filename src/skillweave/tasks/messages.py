@@ -23,7 +23,8 @@ _REFUSED = {
     "prefix": "an answer is learnt with its end: complete it, or remove the row",
 }
 SWITCHES = ("weight", "train", "training", "loss")
-"""Keys that say whether a message is learnt, in the forms of several trainers; only 1 and true have no effect here."""
+"""Keys that say whether a message is learnt, in the forms of several trainers. Here the last message is the answer that
+is learnt, and it always is; the keys of the messages before it do not matter."""
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 """Keys of an answer's thoughts; which of them a chat template writes differs from base to base."""
 
@@ -36,7 +37,14 @@ def read_messages(value: Any, where: str, key: str) -> list[dict[str, Any]]:
     value = parsed(value, where, key)
     if not isinstance(value, list) or not value:
         raise UserError(f"{where}: '{key}' must be a list of messages, found {value!r:.60}")
-    return [_message(message, f"{where}: {key}, message {number}") for number, message in enumerate(value, 1)]
+    messages = [_message(message, f"{where}: {key}, message {number}") for number, message in enumerate(value, 1)]
+    for switch in SWITCHES if messages[-1]["role"] == "assistant" else ():
+        if value[-1].get(switch) not in (None, 1):
+            raise UserError(
+                f"{where}: {key}, message {len(value)} has '{switch}', which is not supported: all answers count equally "
+                "in training: remove the key, or the row"
+            )
+    return messages
 
 
 def read_tools(value: Any, where: str) -> list[dict[str, Any]]:
@@ -106,12 +114,6 @@ def _message(message: Any, where: str) -> dict[str, Any]:
     for key, hint in _REFUSED.items():
         if fields.get(key):
             raise UserError(f"{where} has '{key}', which is not supported: {hint}")
-    for key in SWITCHES:
-        if fields.get(key, 1) != 1:
-            raise UserError(
-                f"{where} has '{key}', which is not supported: all answers count equally in training: remove the key, "
-                "or the row"
-            )
     calls = fields.pop("tool_calls", None)
     calls = parsed(calls, where, "tool_calls") if calls is not None else []
     if not isinstance(calls, list):
