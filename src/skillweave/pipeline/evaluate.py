@@ -111,6 +111,5 @@ def show_example(base: Path, specialist: Path) -> None:
 
 def read_score(folder: Path) -> dict[str, Any]:
     """The ``score.json`` that :func:`score_once` wrote."""
-    number = (int, float)
-    keys = {"mean": number, "low": number, "high": number, "n": int}
+    keys = dict.fromkeys(("mean", "low", "high", "n"), (int, float))
     return read_object(folder / "score.json", keys, f"Delete {folder} and build again, to score anew")
