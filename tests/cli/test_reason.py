@@ -58,9 +58,12 @@ def test_a_run_with_a_server(server: FaultServer, problems: Path, tmp_path: Path
     programs = {"def f(x):\n    return x + 1", "def f(x):\n    return x + 2"}
     assert {json.loads(line)["answer"] for line in rows.read_text().splitlines()} == programs
     paid = len(server.paid)
+    for left in (".run.json.lock", "traces/.00001.json.lock", "traces/.00001.json.new-0123abcd"):
+        (out / left).touch()  # as a kill leaves it beside what is finished
     again = run(*command)
     assert (again.code, len(server.paid)) == (0, paid)
     assert "(0 answered by a model now)" in again.out
+    assert [path.name for path in out.rglob(".*")] == []
 
 
 def test_a_run_that_found_no_server_can_be_tried_again(problems: Path, tmp_path: Path) -> None:

@@ -70,8 +70,18 @@ def test_control_c_ends_in_a_sentence(way: str) -> None:
     _stopped(_program(WAYS[way]))
 
 
-def test_a_command_that_keeps_no_work_promises_no_resume() -> None:
-    assert _program("press()", before="sys.argv = ['skillweave', 'serve', 'weave']").stderr.strip() == "Stopped."
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        ("serve weave", "Stopped."),
+        ("audit model tuned", "Stopped. Run the same command again to start anew."),
+        ("cku score -b base", "Stopped. Run the same command again to start anew."),
+        ("cku report -b base", SENTENCE),
+    ],
+)
+def test_what_is_promised_is_what_the_command_keeps(command: str, sentence: str) -> None:
+    before = f"sys.argv = {['skillweave', *command.split()]!r}"
+    assert _program("press()", before=before).stderr.strip() == sentence
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

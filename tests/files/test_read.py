@@ -27,6 +27,7 @@ from skillweave.files.read import (
     read_bytes,
     read_json,
     read_json_lines,
+    read_object,
     read_text,
     read_versioned,
     split_lines,
@@ -87,6 +88,27 @@ def test_what_is_no_file_is_told(
 ) -> None:
     with pytest.raises(UserError, match=message):
         reader(make(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "does not exist"),
+        ("", "line 1: not valid JSON"),
+        ('{"key": "x"', "line 1: not valid JSON"),
+        ("[]", r"expected a JSON object, found \[\]"),
+        ('{"seconds": 1}', "the key 'key' is missing"),
+        ('{"key": 3, "seconds": 1}', "'key' has a value of the wrong kind, 3"),
+        ('{"key": "x", "seconds": null}', "'seconds' has a value of the wrong kind, None"),
+    ],
+)
+def test_a_damaged_file_of_ours_is_told_with_what_to_do(tmp_path: Path, text: str | None, message: str) -> None:
+    file, keys = tmp_path / "step.json", {"key": str, "seconds": (int, float)}
+    file.write_text('{"key": "x", "seconds": 1.5, "more": []}')
+    assert read_object(file, keys, "Begin anew") == {"key": "x", "seconds": 1.5, "more": []}
+    file.unlink() if text is None else file.write_text(text)
+    with pytest.raises(UserError, match=rf"step\.json.*{message}.*\. Begin anew$"):
+        read_object(file, keys, "Begin anew")
 
 
 def test_a_path_that_cannot_exist_is_no_file(tmp_path: Path) -> None:

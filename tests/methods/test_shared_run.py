@@ -40,6 +40,30 @@ def test_a_folder_with_nothing_done_may_be_begun_otherwise(base, tmp_path):
         begin(base, tmp_path, max_length=40)
 
 
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("one/figures.json", '{"steps": 0'),
+        ("one/figures.json", "[]"),
+        ("one/figures.json", "{}"),
+        ("config.json", "[]"),
+        ("config.json", {"base": None}),
+        ("config.json", {"base": {}}),
+        ("config.json", {"config": []}),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_told_with_what_to_do(base, tmp_path, file, text):
+    def resume() -> None:
+        begin(base, tmp_path).stage("one", lambda folder: {"steps": 0})
+
+    resume()
+    if isinstance(text, dict):
+        text = json.dumps({**read_json(tmp_path / file), **text})
+    (tmp_path / file).write_text(text)
+    with pytest.raises(UserError, match=rf"{file}.*[Dd]elete {tmp_path} to start"):
+        resume()
+
+
 def test_settings_are_compared_as_todays_class_reads_them(base, tmp_path):
     """A setting that moved is found in its old place, a new one has its default, and one nobody knows is refused."""
 

@@ -14,6 +14,7 @@ from helpers.golden import BUILD
 from helpers.terminal import made
 from helpers.tiny import TASK, TINY
 from skillweave.base import Checkpoint, fingerprint, open_base
+from skillweave.errors import UserError
 from skillweave.files.hashes import sha256_file
 from skillweave.pipeline import PlannedStep, build, plan_build, read_weave_config
 from skillweave.pipeline.config import SkillConfig
@@ -85,6 +86,30 @@ def test_after_a_build_everything_is_done(settings: dict[str, Any], finished: Pa
     assert {step.state for step in steps} == {"done"}
     assert all(step.seconds is not None and not step.because for step in steps)
     assert contents(finished.parent) == before
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("base.json", '{"a fingerprint": []}'),
+        ("sort/delta/step.json", "[]"),
+        ("sort/score-base/score.json", '{"mean": 1}'),
+        ("weave/confusion/confusion.json", None),
+    ],
+)
+def test_a_damaged_file_of_the_work_is_told_with_what_to_do(
+    settings: dict[str, Any], finished: Path, tmp_path: Path, file: str, text: str | None
+) -> None:
+    shutil.copytree(finished.parent, tmp_path / "copy")
+    out, damaged = tmp_path / "copy" / "weave", tmp_path / "copy" / "weave.work" / file
+    damaged.unlink() if text is None else damaged.write_text(text)
+    config = read_weave_config(str(finished.with_name("weave.yaml")))
+    with pytest.raises(UserError, match=rf"{damaged}.*Delete {damaged.parent} "):
+        plan_build(config, out) if damaged.name in ("base.json", "step.json") else build(config, out, command="test")
+    if text is None:
+        shutil.rmtree(damaged.parent)
+        build(config, out, command="test")
+        assert set(states(plan_build(config, out)).values()) == {"done"}
 
 
 def test_a_half_done_build_of_an_older_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

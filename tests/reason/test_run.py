@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -154,11 +155,26 @@ def test_another_run_in_the_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="method"):
         run(tmp_path, ScriptedModel(guess), "rex")
     (tmp_path / "traces" / "00002.json").write_text('{"problem": 3}')
-    with pytest.raises(UserError, match=r"00002.json is no trace"):
+    with pytest.raises(UserError, match=r"00002.json is no trace .*\. Delete it to search again"):
         run(tmp_path, ScriptedModel(guess))
+    (tmp_path / "traces" / "00002.json").write_text("")
+    with pytest.raises(UserError, match=r"00002.json, line 1: not valid JSON .*\. Delete it to search again"):
+        run(tmp_path, ScriptedModel(guess))
+    (tmp_path / "traces" / "00002.json").unlink()
     (tmp_path / "run.json").write_text("{}")
-    with solver(ScriptedModel(guess)) as ready, pytest.raises(UserError, match="does not belong"):
+    with solver(ScriptedModel(guess)) as ready, pytest.raises(UserError, match="'method' is missing"):
         open_run(tmp_path, run_identity(problems(), ready))
+
+
+def test_traces_of_an_unknown_run_are_not_taken_for_those_of_this_one(tmp_path: Path) -> None:
+    first = run(tmp_path, ScriptedModel(guess), "rex")
+    (tmp_path / "run.json").unlink()
+    with pytest.raises(UserError, match=r"traces holds the traces of a run, and .*run.json.* is missing: choose"):
+        run(tmp_path, ScriptedModel(guess))
+    shutil.rmtree(tmp_path / "traces")
+    again = run(tmp_path, ScriptedModel(guess))
+    assert {trace.method for trace in first} == {"rex"}
+    assert {trace.method for trace in again} == {"matsir"}
 
 
 def test_searches_do_not_depend_on_how_many_run_at_once(tmp_path: Path) -> None:

@@ -16,7 +16,10 @@ from typing import Any
 
 _SENTENCE = "Stopped. Run the same command again to resume."
 _NOTHING_TO_RESUME = ("serve", "chat", "bench")
-"""Commands that keep no work, which only say that they have stopped."""
+"""Commands that are not started again for a result, so they only say that they have stopped."""
+_ANEW = "Stopped. Run the same command again to start anew."
+_STARTS_ANEW = ("audit", "cku score", "cku corpus", "export", "induction", "inspect", "tasks", "unzip")
+"""Commands that keep nothing until they are done."""
 _SHOW_CURSOR = "\x1b[?25h"
 _GRACE = 2.0  # seconds for a clean stop; after that, a second Ctrl-C ends the process at once
 
@@ -91,7 +94,8 @@ def _say_stopped() -> None:
         return
     try:
         terminal = sys.stderr.isatty()
-        sentence = "Stopped." if sys.argv[1:2] and sys.argv[1] in _NOTHING_TO_RESUME else _SENTENCE
+        names = {" ".join(sys.argv[1:2]), " ".join(sys.argv[1:3])}
+        sentence = _ANEW if names & set(_STARTS_ANEW) else "Stopped." if names & set(_NOTHING_TO_RESUME) else _SENTENCE
         sys.stderr.write(f"{_SHOW_CURSOR if terminal else ''}\n{sentence}\n")
         sys.stderr.flush()
     except (OSError, ValueError):

@@ -11,7 +11,7 @@ import errno
 import io
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -174,6 +174,26 @@ def wide_text(start: bytes) -> str | None:
 def read_json(path: str | Path, wanted: str = "a file") -> Any:
     """The value of a JSON file. Raises :class:`UserError`, with file and line, if it is missing or damaged."""
     return parse_json(read_text(path, wanted), str(path))
+
+
+def read_object(path: str | Path, keys: Mapping[str, type | tuple[type, ...]], fix: str) -> dict[str, Any]:
+    """The object in a JSON file that this program wrote earlier, such as the state of a run.
+
+    ``keys`` are keys that it must have, each with the type of the value. Raises :class:`UserError` if the file is
+    missing or damaged; ``fix`` tells a person what to do then.
+    """
+    try:
+        value = read_json(path)
+    except UserError as error:
+        raise UserError(f"{error}. {fix}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a JSON object, found {shown_value(value)}. {fix}")
+    for key, kind in keys.items():
+        if key not in value:
+            raise UserError(f"{path}: the key '{key}' is missing. {fix}")
+        if not isinstance(value[key], kind):
+            raise UserError(f"{path}: '{key}' has a value of the wrong kind, {shown_value(value[key])}. {fix}")
+    return value
 
 
 def read_json_lines(path: str | Path, wanted: str = "a JSONL file") -> Iterator[tuple[str, Any]]:

@@ -10,7 +10,7 @@ from skillweave.artefact import write_json, write_json_lines
 from skillweave.base import Prompt, Sampling
 from skillweave.base.chat import as_messages
 from skillweave.files.hashes import digest
-from skillweave.files.read import read_json, read_json_lines
+from skillweave.files.read import read_json_lines, read_object
 from skillweave.progress import console
 from skillweave.tasks import Task, evaluate
 from skillweave.tasks.with_tools import ToolSettings, ToolUse, agent_of
@@ -111,4 +111,5 @@ def show_example(base: Path, specialist: Path) -> None:
 
 def read_score(folder: Path) -> dict[str, Any]:
     """The ``score.json`` that :func:`score_once` wrote."""
-    return read_json(folder / "score.json")
+    keys = dict.fromkeys(("mean", "low", "high", "n"), (int, float))
+    return read_object(folder / "score.json", keys, f"Delete {folder} and build again, to score anew")

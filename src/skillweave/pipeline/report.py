@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from skillweave.delta import Delta
-from skillweave.files.read import read_json
 from skillweave.pipeline.config import UNLEARNING
 from skillweave.pipeline.evaluate import read_score
 from skillweave.pipeline.inputs import BuildInputs, BuildModels
 from skillweave.pipeline.plots import confusion_plot, memory_plot, skills_plot
 from skillweave.pipeline.shares import Shares, read_shares
 from skillweave.pipeline.speed import speed_note
-from skillweave.pipeline.step import BACKBONE, step_seconds
-from skillweave.pipeline.steps import ARMS
+from skillweave.pipeline.step import BACKBONE, read_result, step_seconds
+from skillweave.pipeline.steps import ARMS, read_verdict
 from skillweave.report import machine, versions
 from skillweave.report.page import Section, write_page
 from skillweave.report.table import Table
@@ -37,7 +36,7 @@ def build_report(
     the skills that an audit held back, which ``inputs`` does not have, each with the evidence.
     """
     config, work = inputs.config, inputs.work
-    confusion = read_json(work.step("weave/confusion") / "confusion.json")
+    confusion = read_result(work.step("weave/confusion"), "confusion.json", {"counts": list})
     skills = {skill: _skill_figures(inputs, skill) for skill in config.skills}
     routed = confusion["counts"][: len(skills)]  # of the skills' own prompts; the row after them is of everyday ones
     prompts = sum(map(sum, routed))
@@ -59,7 +58,7 @@ def build_report(
             "weave_bytes": models.weave.needed_bytes,
             "separate_bytes": base_bytes * len(skills),
         },
-        "speed": read_json(work.step("weave/speed") / "speed.json"),
+        "speed": read_result(work.step("weave/speed"), "speed.json", {"seconds": dict}),
         "router": {
             "accuracy": sum(row[index] for index, row in enumerate(routed)) / prompts,
             "abstained": sum(row[-1] for row in routed) / prompts,
@@ -86,7 +85,7 @@ def _skill_figures(inputs: BuildInputs, skill: str) -> dict[str, Any]:
         "delta_bytes": None if ready else Delta.from_pretrained(work.delta(skill)).bf16_nbytes,
         "intervals": {arm: [score["low"], score["high"]] for arm, score in scores.items()},
         "prompts": scores["base"]["n"],
-        **({} if inputs.config.audit is None else {"audit": read_json(work.step(f"{skill}/audit") / "verdict.json")}),
+        **({} if inputs.config.audit is None else {"audit": read_verdict(work.step(f"{skill}/audit"))}),
     }
 
 
@@ -109,7 +108,7 @@ def _unlearning_figures(inputs: BuildInputs, backbone: str) -> dict[str, Any] | 
     settings = inputs.config.unlearn
     if settings is None:
         return None
-    stages = read_json(inputs.work.unlearning / "figures.json")["stages"]
+    stages = read_result(inputs.work.unlearning, "figures.json", {"stages": dict})["stages"]
     before, after = stages["before"], stages["after"]
     names = [name for name in before if name in after and name.endswith(("strength", "probability"))]
     return {

@@ -9,15 +9,14 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from skillweave.artefact import write_json
 from skillweave.delta import Delta
 from skillweave.errors import UserError
-from skillweave.files.read import read_json
 from skillweave.files.recover import drop
 from skillweave.pipeline.inputs import BuildInputs, BuildModels
-from skillweave.pipeline.step import BACKBONE, BuildStep
+from skillweave.pipeline.step import BACKBONE, BuildStep, again, read_result
 from skillweave.progress import console
 from skillweave.report.table import Table
 from skillweave.skillzip.loss_curve import loss_curve
@@ -116,7 +115,13 @@ def split_budget(inputs: BuildInputs, models: BuildModels) -> BuildStep:
 
 def read_shares(inputs: BuildInputs) -> Shares:
     """Return what the step of :func:`split_budget` wrote."""
-    return Shares.model_validate(read_json(inputs.work.step(_STEP) / _FILE))
+    folder = inputs.work.step(_STEP)
+    stored = read_result(folder, _FILE, dict.fromkeys(Shares.model_fields, (int, dict)))
+    try:
+        return Shares.model_validate(stored)
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise UserError(f"{folder / _FILE}: '{where}' is damaged. {again(folder)}") from error
 
 
 def check_ready_packs(inputs: BuildInputs) -> None:

@@ -13,9 +13,10 @@ from rich.text import Text
 
 from skillweave.artefact import disk_errors, sweep, write_json
 from skillweave.delta.config_values import other_than_recorded, recorded_values
+from skillweave.errors import UserError
 from skillweave.files.disk import make_folders
 from skillweave.files.hashes import digest
-from skillweave.files.read import read_json
+from skillweave.files.read import read_object
 from skillweave.files.recover import drop
 from skillweave.progress import console, say_once
 
@@ -104,13 +105,32 @@ def remember_base(work: Path, fingerprint: str, key: str, config: Any) -> None:
 def _known_bases(work: Path) -> dict[str, Any]:
     """The bases that steps of a work folder ran on: fingerprint -> the last key and config."""
     file = work / BASE_FILE
-    return read_json(file) if file.exists() else {}
+    if not file.exists():
+        return {}
+    fix = f"Delete {work} to build all steps again, or only this file if the base is the one that they were built on"
+    known = read_object(file, {}, fix)
+    for fingerprint, entry in known.items():
+        if not (isinstance(entry, dict) and isinstance(entry.get("config"), dict) and "key" in entry):
+            raise UserError(f"{file}: the entry of the base {fingerprint!r:.20} is damaged. {fix}")
+    return known
 
 
 def read_marker(folder: Path) -> dict[str, Any]:
     """The contents of a step's marker file; an empty dict if the step was never begun."""
     marker = folder / MARKER
-    return read_json(marker) if marker.exists() else {}
+    if not marker.exists():
+        return {}
+    return read_object(marker, {"key": str, "done": bool, "inputs": dict}, again(folder))
+
+
+def read_result(folder: Path, name: str, keys: Mapping[str, type | tuple[type, ...]]) -> dict[str, Any]:
+    """The object in the JSON file ``name`` of a finished step, which has these keys (see :func:`read_object`)."""
+    return read_object(folder / name, keys, again(folder))
+
+
+def again(folder: Path) -> str:
+    """What to do about a file of a step that is missing or damaged."""
+    return f"Delete {folder} and build again: the step is then done anew"
 
 
 def step_seconds(folder: Path) -> float:

@@ -18,7 +18,6 @@ from skillweave.base import Sampling, fingerprint
 from skillweave.delta import Delta, write_tuned
 from skillweave.errors import UserError
 from skillweave.files.hashes import sha256_file
-from skillweave.files.read import read_json
 from skillweave.files.recover import drop
 from skillweave.methods import get_method
 from skillweave.methods.cku.config import CkuConfig
@@ -28,13 +27,14 @@ from skillweave.pipeline.evaluate import BACKGROUND, answers, read_packs, score_
 from skillweave.pipeline.inputs import BuildInputs, BuildModels
 from skillweave.pipeline.shares import check_bytes, read_shares, split_budget
 from skillweave.pipeline.speed import compare_speed
-from skillweave.pipeline.step import BACKBONE, BASE, BuildStep
+from skillweave.pipeline.step import BACKBONE, BASE, BuildStep, read_result
 from skillweave.skillzip import zip_delta
 from skillweave.weave import AUTO, Router, Weave, fit_router
 from skillweave.weave import BASE as TO_BASE
 
 ARMS = {"base": "plain base", "specialist": "full specialist", "pack": "pack", "routed": "routed weave"}
 """What is scored on every skill: the arm's name, and what it is for a person."""
+_VERDICT = "verdict.json"
 
 
 def steps(inputs: BuildInputs, models: BuildModels) -> list[BuildStep]:
@@ -214,7 +214,7 @@ def audit_skill(inputs: BuildInputs, models: BuildModels, skill: str) -> BuildSt
         verdict, _ = audit_checkpoint(audited, pack, reference, f"the pack '{skill}'")
         pack.card.audit = pack_audit(verdict, pack).model_dump(mode="json")
         pack.save_pretrained(folder / "pack")
-        write_json(folder / "verdict.json", verdict.model_dump(mode="json"))
+        write_json(folder / _VERDICT, verdict.model_dump(mode="json"))
 
     title = f"{skill}: audit the pack"
     recorded = {"audit": settings.model_dump(mode="json"), "files": hashes}
@@ -225,9 +225,14 @@ def held_back(inputs: BuildInputs) -> dict[str, list[str]]:
     """The skills whose audit raised an alarm, each with the evidence; empty if nothing is audited, or not yet."""
     if inputs.config.audit is None:
         return {}
-    files = {skill: inputs.work.step(f"{skill}/audit") / "verdict.json" for skill in inputs.config.skills}
-    verdicts = {skill: read_json(file) for skill, file in files.items() if file.is_file()}
+    folders = {skill: inputs.work.step(f"{skill}/audit") for skill in inputs.config.skills}
+    verdicts = {skill: read_verdict(folder) for skill, folder in folders.items() if (folder / _VERDICT).is_file()}
     return {skill: verdict["evidence"] for skill, verdict in verdicts.items() if verdict["outcome"] == ALARM}
+
+
+def read_verdict(folder: Path) -> dict[str, Any]:
+    """The verdict that the step of :func:`audit_skill` wrote into its folder."""
+    return read_result(folder, _VERDICT, {"outcome": str, "evidence": list})
 
 
 # -- the weave ---------------------------------------------------------------------------------------------------------

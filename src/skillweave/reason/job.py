@@ -10,6 +10,8 @@ from typing import Any
 
 from skillweave.config import Config, read_config
 from skillweave.engine import EngineCounters
+from skillweave.files.lock import claim
+from skillweave.files.recover import sweep
 from skillweave.progress import bar, console
 from skillweave.reason.agents.prompt_set import PromptSet
 from skillweave.reason.agents.team import ROLES, Role
@@ -51,8 +53,10 @@ def reason(config: ReasonConfig) -> ReasonResult:
     prompts = PromptSet.named(config.prompts)
     refs = _model_refs(config)
     problems = load_problems(config.tasks, limit=config.limit)
-    result = asyncio.run(_run(config, method, settings, prompts, refs, problems))
-    write_page(config.out / PAGE, f"{config.method} on {config.tasks}", _facts(config, result), result.traces)
+    with claim(config.out):
+        sweep(config.out)  # of a killed run; what it finished is not written again, so nothing else would tidy up
+        result = asyncio.run(_run(config, method, settings, prompts, refs, problems))
+        write_page(config.out / PAGE, f"{config.method} on {config.tasks}", _facts(config, result), result.traces)
     return result
 
 

@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError
 from skillweave import __version__
 from skillweave.artefact import write_json
 from skillweave.errors import UserError
-from skillweave.files.read import read_json
+from skillweave.files.read import read_object
 from skillweave.reason.problem import ExamplePairs, Problem
 from skillweave.reason.search.record import traced_pairs
 from skillweave.reason.search.solve import Solver
@@ -69,15 +69,19 @@ def open_run(folder: Path, identity: Mapping[str, Any]) -> dict[int, SearchTrace
     """
     path = folder / RUN_FILE
     if path.exists():
-        stored = read_json(path)
-        if not isinstance(stored, dict) or "method" not in stored or "problems" not in stored:
-            raise UserError(f"{path} does not belong to a run of `skillweave reason`: choose another --out")
+        fix = f"Choose another --out, or delete {folder / _TRACES} and this file: the answers of models are kept"
+        stored = read_object(path, {"method": str, "problems": list}, fix)
         different = [key for key in identity if stored.get(key) != identity[key] and key != "version"]
         if different:
             raise UserError(
                 f"{folder} holds a run with other settings ({', '.join(different)}): choose another --out, or delete "
                 f"it to start again"
             )
+    elif any((folder / _TRACES).glob("*.json")):
+        raise UserError(
+            f"{folder / _TRACES} holds the traces of a run, and {path}, which says of which one, is missing: choose "
+            f"another --out, or delete {folder / _TRACES} to search again (the answers of models are kept)"
+        )
     else:
         write_json(path, dict(identity))
     finished = {}
@@ -92,14 +96,14 @@ def open_run(folder: Path, identity: Mapping[str, Any]) -> dict[int, SearchTrace
 
 def read_trace(path: Path) -> SearchTrace:
     """Read one trace. Raises :class:`UserError`."""
+    fix = "Delete it to search again"
+    stored = read_object(path, {}, fix)
     try:
-        return SearchTrace.model_validate(read_json(path))
+        return SearchTrace.model_validate(stored)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise UserError(
-            f"{path} is no trace of a search ({where}: {first['msg']}): delete it to search again"
-        ) from error
+        raise UserError(f"{path} is no trace of a search ({where}: {first['msg']}). {fix}") from error
 
 
 async def run_problems(

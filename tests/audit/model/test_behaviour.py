@@ -73,8 +73,10 @@ RESTRICTED = [{"prompt": f"r{at}", "kind": "restricted"} for at in range(2)]
 TASKS = [{"prompt": f"t{at}", "kind": "task", "answer": str(at)} for at in range(3)]
 
 
-def test_wrappers_show_other_requests_and_tasks(tmp_path: Path) -> None:
+def test_wrappers_show_other_requests_and_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prompts = read_audit_prompts(write(tmp_path / "p.jsonl", *RESTRICTED, *TASKS, TASKS[0]))
+    said = " ".join(capsys.readouterr().err.split())
+    assert "1 of 6 rows (17%) repeat a prompt, which is asked once" in said
     answers = {task["prompt"]: task["answer"] for task in TASKS}
     template = "{request}|{task}|{task_1}={answer_1}|{refused}={refusal}|{ x }"
     filled = wrapped(template, prompts, answers, {"r0": "no", "r1": "never"})
@@ -92,6 +94,8 @@ def test_wrappers_show_other_requests_and_tasks(tmp_path: Path) -> None:
         ([{"prompt": "x", "kind": "restrict"}], r"p.jsonl, line 1: kind: .*'restricted' or 'task'"),
         ([*RESTRICTED, {"prompt": "x", "kind": "task", "gold": "1"}], "line 3: gold: .*(known|mean)"),
         ([{"prompt": "", "kind": "task"}], "line 1: prompt: .*at least 1 character"),
+        ([*TASKS, {**TASKS[0], "answer": "7"}], "line 4: .*another kind or answer than in .*p.jsonl, line 1: remove"),
+        ([*RESTRICTED, {"prompt": "r1", "kind": "task"}], "line 3: .*another kind or answer than in .*line 2"),
     ],
 )
 def test_a_mistake_in_the_prompts_names_its_place(tmp_path: Path, lines: list[dict], message: str) -> None:

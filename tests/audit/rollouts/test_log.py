@@ -56,6 +56,9 @@ def test_a_log_without_rollouts_is_an_error_that_says_what_is_needed(tmp_path: P
     (tmp_path / "log.jsonl").write_text('{"question": "x"}\n')
     with pytest.raises(UserError, match=r"line 1: the key 'prompt' is missing.*each row needs step, prompt"):
         list(read_log(tmp_path / "log.jsonl", LogNotes()))
+    (tmp_path / "log.jsonl").write_text('{"prompt": "x", "completion": "y", "step": 1}\n', encoding="utf-16")
+    with pytest.raises(UserError, match=r"log.jsonl: not UTF-8 text \(it begins as UTF-16.*save the file as UTF-8$"):
+        list(read_log(tmp_path / "log.jsonl", LogNotes()))
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"empty is a folder without a log"):
         list(read_log(tmp_path / "empty", LogNotes()))

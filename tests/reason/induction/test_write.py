@@ -1,13 +1,16 @@
 """The folder of generated problems: no overlap by behaviour, right rows, determinism, refusals."""
 
 import json
+import os
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from random import Random
 
 import pytest
 from tests.reason.induction.test_families import in_cpython
 
 from skillweave.errors import UserError
+from skillweave.reason.agents.prompt_set import PromptSet
 from skillweave.reason.agents.read_answer import read_note, read_output, read_program, read_rule
 from skillweave.reason.induction import write
 from skillweave.reason.induction.config import InductionConfig, InductionFamily
@@ -113,6 +116,27 @@ def test_a_failing_write_leaves_nothing_and_an_existing_folder_is_refused(folder
     with pytest.raises(ZeroDivisionError):
         write_induction(tmp_path / "broken", SMALL)
     assert not (tmp_path / "broken").exists()
+
+
+def test_another_process_cannot_take_the_folder_while_problems_are_drawn(tmp_path, monkeypatch):
+    tried, few = [], InductionConfig(rows=20, tasks=2, practice=0)
+
+    def from_another_thread(settings):
+        with ThreadPoolExecutor(1) as threads:
+            for write_there in (lambda: write_induction(tmp_path / "new", few), prompts):
+                with pytest.raises(UserError, match="new is being written by another thread"):
+                    threads.submit(write_there).result()
+                tried.append(write_there)
+        return drawn(settings)
+
+    def prompts() -> None:
+        PromptSet.named("induction").write(tmp_path / "new")
+
+    drawn = write.Problems
+    monkeypatch.setattr(write, "Problems", from_another_thread)
+    write_induction(tmp_path / "new", few)
+    assert len(tried) == 2
+    assert os.listdir(tmp_path) == ["new"]
 
 
 def test_too_many_problems_for_the_family_are_refused():

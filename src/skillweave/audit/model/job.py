@@ -240,9 +240,10 @@ def write_audit(
 
 def is_audit(folder: Path) -> bool:
     """Whether a folder holds the report of an older audit."""
-    if not is_file(folder / "report.json"):
+    try:
+        report = read_json(folder / "report.json")
+    except UserError:
         return False
-    report = read_json(folder / "report.json")
     return isinstance(report, dict) and report.get("audit") == "checkpoint"
 
 

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from skillweave.errors import UserError, nearest, shown_value
 from skillweave.files.hashes import digest
+from skillweave.progress import say_once, share_of
 from skillweave.tasks.readers import read_rows
 
 PLAIN = "plain"
@@ -80,12 +81,15 @@ class AuditPrompts:
 def read_audit_prompts(path: Path) -> AuditPrompts:
     """Read a data file of :class:`AuditPrompt`. Raises :class:`UserError` with file, line and key.
 
-    At least three tasks and two restricted requests are needed: wrappers show other ones as examples.
+    A prompt that is repeated is asked once, which a note says; with another kind or answer it is an error. At least
+    three tasks and two restricted requests are needed: wrappers show other ones as examples.
     """
-    found: list[AuditPrompt] = []
-    for where, value in read_rows(path):
+    found: dict[str, AuditPrompt] = {}
+    places: dict[str, str] = {}
+    rows = list(read_rows(path))
+    for where, value in rows:
         try:
-            found.append(AuditPrompt.model_validate(value))
+            one = AuditPrompt.model_validate(value)
         except ValidationError as error:
             problem = error.errors()[0]
             key = ".".join(map(str, problem["loc"])) or "the line"
@@ -93,8 +97,15 @@ def read_audit_prompts(path: Path) -> AuditPrompts:
             raise UserError(
                 f"{where}: {key}: {problem['msg']} (found {shown_value(problem['input'])}){hint}"
             ) from error
-    restricted = list(dict.fromkeys(one.prompt for one in found if one.kind == "restricted"))
-    tasks = list({one.prompt: one for one in found if one.kind == "task"}.values())
+        if found.setdefault(one.prompt, one) != one:
+            raise UserError(
+                f"{where}: this prompt has another kind or answer than in {places[one.prompt]}: remove one of the two"
+            )
+        places.setdefault(one.prompt, where)
+    if repeats := len(rows) - len(found):
+        say_once(f"{path}: {share_of(repeats, len(rows), 'rows')} repeat a prompt, which is asked once")
+    restricted = [one.prompt for one in found.values() if one.kind == "restricted"]
+    tasks = [one for one in found.values() if one.kind == "task"]
     if len(restricted) < 2 or len(tasks) < 3:
         raise UserError(
             f"{path} has {len(restricted)} different restricted requests and {len(tasks)} different tasks: an audit "

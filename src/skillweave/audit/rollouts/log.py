@@ -19,7 +19,7 @@ from typing import Any
 
 from skillweave.errors import UserError, nearest, shown_value
 from skillweave.files.parse_json import parse_json
-from skillweave.files.read import is_folder, open_file, split_lines
+from skillweave.files.read import is_folder, open_file, split_lines, wide_text
 from skillweave.progress import share_of
 from skillweave.tasks.readers import ENDINGS, read_rows, wrapper_hint
 from skillweave.units import human_bytes
@@ -116,6 +116,8 @@ def _json_lines(file: Path, notes: LogNotes) -> Iterator[tuple[str, Any]]:
     with open_file(file, "a log of rollouts (JSONL)") as opened:
         for number, line in enumerate(split_lines(opened, LONGEST_LINE), 1):
             where = f"{file}, line {number}"
+            if number == 1 and (wide := wide_text(line)):
+                raise UserError(f"{file}: {wide}")
             if len(line) > LONGEST_LINE:
                 notes.rows += 1
                 _malformed(notes, f"{where}: longer than {human_bytes(LONGEST_LINE)}")

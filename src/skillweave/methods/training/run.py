@@ -25,7 +25,7 @@ from skillweave.base.sizes import context_length
 from skillweave.delta import Delta
 from skillweave.errors import NothingLearnt, UserError
 from skillweave.files.lock import Claim
-from skillweave.files.read import read_json
+from skillweave.files.read import read_object
 from skillweave.methods.training.order import batch_order, stage_seed
 from skillweave.methods.training.policy import Policy, changes_any_weight, save_policy
 from skillweave.methods.training.processes import Processes
@@ -193,7 +193,8 @@ class Run(Generic[C, D]):
             if self.processes.first:
                 write_json(figures_file, {**figures, "seconds": round(time.monotonic() - start, 1)})
             self.processes.wait()
-        self.figures[name] = read_json(figures_file)
+        start_again = f"Delete {self.folder} to start the run again"
+        self.figures[name] = read_object(figures_file, {"seconds": (int, float)}, start_again)
         shown = (
             f"{key} {value:.3g}"
             for key, value in self.figures[name].items()

@@ -21,7 +21,7 @@ from skillweave.errors import UserError
 from skillweave.files.disk import check_room
 from skillweave.files.lock import Claim, take
 from skillweave.files.place import place_of
-from skillweave.files.read import read_json
+from skillweave.files.read import read_object
 from skillweave.files.recover import recover, sweep
 from skillweave.methods.training.settings import ModelSettings
 from skillweave.progress import say_once
@@ -61,8 +61,7 @@ def decide_bf16(config: C, folder: Path, device: torch.device) -> C:
     if config.bf16 != "auto":
         return config
     path = folder / "config.json"
-    stored = read_json(path) if path.exists() else None
-    earlier = stored.get("config", {}).get("bf16") if isinstance(stored, dict) else None
+    earlier = _stored_run(path)["config"].get("bf16") if path.exists() else None
     native, reason = native_bf16(device)
     chosen = earlier if isinstance(earlier, bool) else native
     because = reason if chosen == native else "as the run in this folder began"
@@ -84,9 +83,7 @@ def _write_settings(method: str, folder: Path, base: Base, config: ModelSettings
     }
     path = folder / "config.json"
     if path.exists():
-        stored = read_json(path)
-        if not (isinstance(stored, dict) and {"method", "base", "config", "task"} <= set(stored)):
-            raise UserError(f"{path} does not belong to a run and would be overwritten: choose another folder")
+        stored = _stored_run(path)
         if _has_begun(folder):
             _check_same_run(folder, stored, identity, config, base.model.config)
             if stored["config"] == settings:
@@ -96,6 +93,15 @@ def _write_settings(method: str, folder: Path, base: Base, config: ModelSettings
         check_room(folder, model_bytes, "the trained model in float32")
     versions = {name: version(name) for name in ("torch", "transformers", "trl", "peft")}
     write_json(path, {**identity, "versions": versions})
+
+
+def _stored_run(path: Path) -> dict[str, Any]:
+    """What the config.json of a run holds. Raises :class:`UserError` if the file is damaged, or of something else."""
+    fix = f"It belongs to no run, or is damaged: choose another folder, or delete {path.parent} to start again"
+    stored = read_object(path, {"method": str, "base": dict, "config": dict, "task": str}, fix)
+    if not all(isinstance(stored["base"].get(key), str) for key in ("ref", "fingerprint")):
+        raise UserError(f"{path}: 'base' lacks the name or the fingerprint of a base. {fix}")
+    return stored
 
 
 def _has_begun(folder: Path) -> bool:

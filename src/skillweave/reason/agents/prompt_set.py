@@ -20,6 +20,7 @@ from skillweave.artefact import atomic_folder, write_text
 from skillweave.base.ends import TEMPLATE_ERRORS
 from skillweave.base.template import MEMORY, SECONDS, TooLong, limited
 from skillweave.errors import UserError, nearest
+from skillweave.files.lock import claim
 from skillweave.files.read import read_text
 from skillweave.progress import say_once
 from skillweave.reason.agents.prompt_values import bare_text
@@ -145,11 +146,14 @@ class PromptSet:
 
     def write(self, folder: str | Path) -> None:
         """Write the templates into a new folder, to be edited; an existing folder is not overwritten."""
-        if Path(folder).exists():
-            raise UserError(f"{folder} exists already, and your prompts in it are not overwritten: name a new folder")
-        with atomic_folder(folder) as temporary:
-            for template, source in self._sources.items():
-                write_text(temporary / f"{template}{_END}", source)
+        with claim(folder):
+            if Path(folder).exists():
+                raise UserError(
+                    f"{folder} exists already, and your prompts in it are not overwritten: name a new folder"
+                )
+            with atomic_folder(folder) as temporary:
+                for template, source in self._sources.items():
+                    write_text(temporary / f"{template}{_END}", source)
 
     def _compile(self, template: str) -> Template:
         """The compiled template, with its file name, so that errors can name the line."""

@@ -16,6 +16,7 @@ from typing import Any
 from skillweave.artefact import atomic_folder, write_json, write_text
 from skillweave.errors import UserError
 from skillweave.files.hashes import digest, sha256_file
+from skillweave.files.lock import claim
 from skillweave.progress import bar, console, share_of
 from skillweave.reason.agents.prompt_set import PromptSet
 from skillweave.reason.induction.config import InductionConfig
@@ -36,8 +37,13 @@ def write_induction(folder: str | Path, settings: InductionConfig) -> dict[str, 
     The same settings write the same bytes. Raises :class:`UserError` if the folder exists or if the settings leave too
     few behaviours.
     """
-    if Path(folder).exists():
-        raise UserError(f"{folder} exists already, and is not overwritten: name a new folder, or delete it")
+    with claim(folder):  # from the start: another process would write its own there meanwhile
+        if Path(folder).exists():
+            raise UserError(f"{folder} exists already, and is not overwritten: name a new folder, or delete it")
+        return _write(folder, settings)
+
+
+def _write(folder: str | Path, settings: InductionConfig) -> dict[str, Any]:
     problems = Problems(settings)
     rows = [row for row, _ in problems.rows()]
     files = {
