@@ -18,6 +18,7 @@ from skillweave.tasks.readers import read_dataset, read_rows
 
 ONE = {"test": 1, "calibration": 0, "train": 0}
 USER, SYSTEM = {"role": "user", "content": "hi"}, {"role": "system", "content": "be kind"}
+SAID = {"role": "assistant", "content": "he"}
 DEVELOPER = {"role": "developer", "content": "be brief"}
 IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}

@@ -41,8 +41,8 @@ def read_messages(value: Any, where: str, key: str) -> list[dict[str, Any]]:
     for switch in SWITCHES if messages[-1]["role"] == "assistant" else ():
         if value[-1].get(switch) not in (None, 1):
             raise UserError(
-                f"{where}: {key}, message {len(value)} has '{switch}', which is not supported: all answers count equally "
-                "in training: remove the key, or the row"
+                f"{where}: {key}, message {len(value)} has '{switch}', which is not supported: all answers count "
+                "equally in training: remove the key, or the row"
             )
     return messages
 
