@@ -148,14 +148,15 @@ def _interval(values: Sequence[float]) -> str:
 def plot(rows: Sequence[Row]) -> Figure:
     """A figure of every arm: kept beside against back by relearning, with intervals over seeds; low and right is good.
 
-    A marker is hollow if the arm did not forget on every seed.
+    A marker is hollow if the arm did not forget on every seed. With fewer than three seeds the bars go from the lowest
+    to the highest, because an interval would hide everything else.
     """
     figure = Figure(figsize=(8.2, 5.0), layout="constrained")
     axis = figure.subplots()
     axis.axhline(20, color="#999999", linewidth=0.8, linestyle="--")
     for number, (name, group) in enumerate(by_arm(rows).items()):
         colour = "#555555" if name == REFERENCE else f"C{number % 10}"
-        (x, *across), (y, *up) = (_student(list(map(value, group))) for value in (beside, GOALS[0][1]))
+        (x, *across), (y, *up) = (_span(list(map(value, group))) for value in (beside, GOALS[0][1]))
         axis.errorbar(
             x,
             y,
@@ -174,3 +175,7 @@ def plot(rows: Sequence[Row]) -> Figure:
     axis.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     axis.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def _span(values: Sequence[float]) -> tuple[float, float, float]:
+    return _student(values) if len(values) > 2 else (fmean(values), min(values), max(values))
