@@ -456,6 +456,7 @@ def test_what_could_not_be_read_is_not_taken_for_files_of_others(
         with contextlib.suppress(OSError):
             assert claimed.strangers(tmp_path / "p") == []
     broken = False
+    assert not list(tmp_path.rglob("*.lock"))
     write(tmp_path / "p", "new")
     assert os.listdir(tmp_path / "p") == ["new"]
 

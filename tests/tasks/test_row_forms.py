@@ -74,7 +74,14 @@ def turns(*said: tuple[str, Any]) -> list[dict[str, Any]]:
         ({"prompt": "hi", "answer": True}, "hi", "true"),
         ({"messages": [USER, {"role": "assistant", "content": "ho", "weight": 1}], "prompt": None}, [USER], "ho"),
         (
-            {"messages": [USER | {"train": False}, SAID | {"weight": 0}, USER, {"role": "assistant", "content": "ho"}]},
+            {
+                "messages": [
+                    USER | {"train": False, "prefix": True},
+                    SAID | {"weight": 0, "prefix": True},
+                    USER,
+                    {"role": "assistant", "content": "ho", "thinking": False, "reasoning": [], "loss": 0.3},
+                ]
+            },
             [USER, SAID, USER],
             "ho",
         ),

@@ -103,18 +103,7 @@ class Claim:
             if lock.count or _HELD_LOCKS.get(str(lock.path)) is not lock:
                 return
             del _HELD_LOCKS[str(lock.path)]
-        # Removed while it is locked: a process that opened it before, and gets the lock now, sees that it is gone.
-        for _ in range(2):  # a network file system may once report that the file has changed
-            with contextlib.suppress(OSError):
-                if _is_at(lock.descriptor, lock.path):
-                    os.unlink(lock.path)
-        with contextlib.suppress(OSError):
-            os.close(lock.descriptor)
-        for folder in reversed(lock.made):
-            try:
-                os.rmdir(folder)
-            except OSError:
-                break
+        _remove(lock)
 
 
 @contextlib.contextmanager
@@ -186,12 +175,38 @@ def _try(place: Place) -> HeldLock | str:
             if not sure:
                 say_once(f"the file system of {place.shown} has no locks: make sure that only one process writes there")
             _write_holder(descriptor)
-            known = set(files_below(place.path))
         except BaseException:
             with contextlib.suppress(OSError):
                 os.close(descriptor)
             raise
-        return HeldLock(place.lock, descriptor, threading.get_ident(), sure, made, known)
+        lock = HeldLock(place.lock, descriptor, threading.get_ident(), sure, made, set())
+        try:
+            lock.known.update(files_below(place.path))
+        except BaseException as error:
+            _remove(lock)
+            if isinstance(error, PermissionError):
+                raise UserError(
+                    f"{place.shown} cannot be listed, so its files might be lost: give yourself the permission to read "
+                    "it, or choose another place"
+                ) from error
+            raise
+        return lock
+
+
+def _remove(lock: HeldLock) -> None:
+    """Remove the file of a lock, release it, and remove the folders that were created for it."""
+    # Removed while it is locked: a process that opened it before, and gets the lock now, sees that it is gone.
+    for _ in range(2):  # a network file system may once report that the file has changed
+        with contextlib.suppress(OSError):
+            if _is_at(lock.descriptor, lock.path):
+                os.unlink(lock.path)
+    with contextlib.suppress(OSError):
+        os.close(lock.descriptor)
+    for folder in reversed(lock.made):
+        try:
+            os.rmdir(folder)
+        except OSError:
+            break
 
 
 def _open(path: Path) -> int:

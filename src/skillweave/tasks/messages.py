@@ -20,11 +20,12 @@ _REFUSED = {
     "function_call": "write the call as 'tool_calls': [{'type': 'function', 'function': {...}}]",
     "audio": "only text is trained on: remove such rows",
     "images": "only text is trained on: remove such rows",
-    "prefix": "an answer is learnt with its end: complete it, or remove the row",
 }
 SWITCHES = ("weight", "train", "training", "loss")
 """Keys that say whether a message is learnt, in the forms of several trainers. Here the last message is the answer that
 is learnt, and it always is; the keys of the messages before it do not matter."""
+PREFIX = "prefix"
+"""The key of an answer that is to be continued."""
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 """Keys of an answer's thoughts; which of them a chat template writes differs from base to base."""
 
@@ -38,13 +39,25 @@ def read_messages(value: Any, where: str, key: str) -> list[dict[str, Any]]:
     if not isinstance(value, list) or not value:
         raise UserError(f"{where}: '{key}' must be a list of messages, found {value!r:.60}")
     messages = [_message(message, f"{where}: {key}, message {number}") for number, message in enumerate(value, 1)]
-    for switch in SWITCHES if messages[-1]["role"] == "assistant" else ():
-        if value[-1].get(switch) not in (None, 1):
-            raise UserError(
-                f"{where}: {key}, message {len(value)} has '{switch}', which is not supported: all answers count "
-                "equally in training: remove the key, or the row"
-            )
+    if messages[-1]["role"] == "assistant":
+        _check_answer(value[-1], f"{where}: {key}, message {len(value)}")
     return messages
+
+
+def _check_answer(message: Mapping[str, Any], where: str) -> None:
+    """Raise :class:`UserError` for an answer that is not to be learnt as every other one is."""
+    for switch in SWITCHES:
+        value = message.get(switch)
+        if value is False or value == 0 or (switch == "weight" and value not in (None, 1)):
+            raise UserError(
+                f"{where} has '{switch}', which is not supported: all answers count equally in training: remove the "
+                "key, or the row"
+            )
+    if message.get(PREFIX) is True:
+        raise UserError(
+            f"{where} has '{PREFIX}', which is not supported: an answer is learnt with its end: complete it, or remove "
+            "the row"
+        )
 
 
 def read_tools(value: Any, where: str) -> list[dict[str, Any]]:
@@ -122,11 +135,14 @@ def _message(message: Any, where: str) -> dict[str, Any]:
         raise UserError(f"{where} has 'tool_calls', which only the assistant can have, and the role is '{role}'")
     if "content" not in fields and not calls:
         raise UserError(f"{where} must have the texts 'role' and 'content', found {sorted(fields)}")
-    checked = {key: value for key, value in fields.items() if key not in (*_REFUSED, *SWITCHES)}
+    checked = {key: value for key, value in fields.items() if key not in (*_REFUSED, *SWITCHES, PREFIX)}
     checked["content"] = text_of(fields.get("content", ""), where)
-    for key in THOUGHTS:
-        if not isinstance(checked.get(key, ""), str):
-            raise UserError(f"{where}: '{key}' must be a text, found {checked[key]!r:.60}")
+    for key in THOUGHTS if role == "assistant" else ():
+        thoughts = checked.get(key, "")
+        if thoughts is True or (not thoughts and not isinstance(thoughts, str)):
+            del checked[key]  # whether the model was asked to think, or no thoughts at all
+        elif not isinstance(thoughts, str):
+            raise UserError(f"{where}: '{key}' must be a text, found {thoughts!r:.60}")
     if calls:
         checked["tool_calls"] = [_call(call, f"{where}, call {number}") for number, call in enumerate(calls, 1)]
     return checked

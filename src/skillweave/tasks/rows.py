@@ -14,7 +14,7 @@ from skillweave.base.thoughts import strip_thoughts
 from skillweave.config import Config
 from skillweave.errors import UserError
 from skillweave.tasks.calls import JUDGES_OF_CALLS
-from skillweave.tasks.messages import SWITCHES, THOUGHTS, read_messages
+from skillweave.tasks.messages import PREFIX, SWITCHES, THOUGHTS, read_messages
 from skillweave.tasks.readers import LocatedRow
 from skillweave.tasks.row_forms import Parts, read_parts
 from skillweave.tasks.task import Entry, row_id
@@ -132,14 +132,14 @@ def _one_answer(value: Any, where: str, called: str, verifier: VerifierName) -> 
 
 def _unread(answer: Any, called: str) -> dict[str, Any]:
     """The parts of an answer given as a message that neither a model nor a verifier sees, as ``answer.KEY``."""
-    known = {"role", "content", "tool_calls", *THOUGHTS, *SWITCHES}
+    known = {"role", "content", "tool_calls", *THOUGHTS, PREFIX}
     messages = answer if isinstance(answer, list) else [answer]
     return {
         f"{called}.{key}": value
         for message in messages
         if isinstance(message, Mapping) and "role" in message
         for key, value in message.items()
-        if key not in known and value is not None
+        if key not in known and value and not (key in SWITCHES and value == 1)
     }
 
 

@@ -292,7 +292,7 @@ def _unused_keys(entries: Sequence[Entry]) -> list[str]:
     given = {"tools"} if any(tools_of(entry.prompt) for entry in entries) else set()
     for key, count in sorted(counts.items()):
         ours = next((ours for part, ours in _LIKELY.items() if part in key.lower()), None)
-        if ours is not None and ours not in given:
+        if ours is not None and ours not in given and not key.startswith(("answer.", "rejected.")):
             notes.append(f"if '{key}', in {count} rows, is what we call '{ours}', set columns: {{{ours}: {key}}}")
     return notes
 

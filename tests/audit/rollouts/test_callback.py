@@ -153,7 +153,7 @@ def test_the_half_line_of_a_killed_training_costs_no_new_rollout(tmp_path: Path)
     assert notes.malformed == 1
 
 
-@pytest.mark.parametrize("ends", ["on_train_end", "on_evaluate"])
+@pytest.mark.parametrize("ends", ["on_train_end", "on_evaluate", "on_predict"])
 def test_two_trainings_do_not_mix_their_rollouts_in_one_log(tmp_path: Path, ends: str) -> None:
     first, second = RolloutAudit(tmp_path), RolloutAudit(tmp_path)
     state = (TrainingArguments(tmp_path / "run"), TrainerState(), TrainerControl())

@@ -186,6 +186,8 @@ class RolloutAudit(TrainerCallback):
         if not self._training:
             self._release()
 
+    on_predict = on_evaluate
+
     def on_train_end(self, args, state, control, **kwargs):
         self._training = False
         self._release()
