@@ -186,7 +186,8 @@ class RolloutAudit(TrainerCallback):
         if not self._training:
             self._release()
 
-    on_predict = on_evaluate
+    def on_predict(self, args, state, control, metrics=None, **kwargs):
+        self.on_evaluate(args, state, control)
 
     def on_train_end(self, args, state, control, **kwargs):
         self._training = False
