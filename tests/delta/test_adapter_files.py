@@ -137,6 +137,14 @@ def test_embeddings_saved_unlike_on_a_tied_base_are_refused(
         Delta.from_lora(adapter, micro_base)
 
 
+def _answers_as(trained: Any, tmp_path: Path, base: Path) -> None:
+    """Check that the delta of the adapter, saved and read again, answers as the trained model of PEFT does."""
+    Delta.from_lora(tmp_path / "adapter", base).save_pretrained(tmp_path / "delta")
+    tuned = Delta.from_pretrained(tmp_path / "delta").apply(open_base(base, device="cpu")).model
+    with torch.no_grad():
+        torch.testing.assert_close(tuned(IDS).logits, trained(IDS).logits, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("tie", [True, False], ids=["tied", "untied"])
 def test_trained_tokens_of_a_resized_vocabulary(tmp_path: Path, tie: bool) -> None:
     """PEFT saves the resized embedding inside the layer of the trained tokens, and on a tied base once for each end."""
@@ -157,12 +165,7 @@ def test_trained_tokens_of_a_resized_vocabulary(tmp_path: Path, tie: bool) -> No
             if "trainable_tokens" in name:
                 parameter.add_(0.1)
     trained.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
-    with torch.no_grad():
-        expected = trained(IDS).logits
-    Delta.from_lora(tmp_path / "adapter", base).save_pretrained(tmp_path / "delta")
-    tuned = Delta.from_pretrained(tmp_path / "delta").apply(open_base(base, device="cpu")).model
-    with torch.no_grad():
-        torch.testing.assert_close(tuned(IDS).logits, expected, atol=1e-4, rtol=1e-4)
+    _answers_as(trained, tmp_path, base)
 
 
 @pytest.mark.parametrize("options", [{}, {"use_dora": True}, {"ensure_weight_tying": True}], ids=str)
@@ -183,12 +186,7 @@ def test_both_embeddings_trained_after_a_resize(tmp_path: Path, tie: bool, optio
                 parameter.add_(0.1)
     trained.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
     assert any("original_module" in name for name in load_file(tmp_path / "adapter" / "adapter_model.safetensors"))
-    with torch.no_grad():
-        expected = trained(IDS).logits
-    Delta.from_lora(tmp_path / "adapter", base).save_pretrained(tmp_path / "delta")
-    tuned = Delta.from_pretrained(tmp_path / "delta").apply(open_base(base, device="cpu")).model
-    with torch.no_grad():
-        torch.testing.assert_close(tuned(IDS).logits, expected, atol=1e-4, rtol=1e-4)
+    _answers_as(trained, tmp_path, base)
 
 
 @pytest.mark.parametrize("end", ["embed_tokens", "lm_head"])
