@@ -23,7 +23,7 @@ Scores are those of greedy answers to 800 unseen prompts. Intervals are Student'
 data set and draws of its own.
 
 small: SmolLM2, sums of four numbers in worked steps (:mod:`~benchmarks.tpaw.converged_small`): four arms, four rounds,
-two learning rates that are not tuned.
+two learning rates that are not tuned. Three arms also play from a start of twice the length.
 
 Finished cells are kept in the folder of ``--runs``, so that a stopped benchmark resumes.
 Delete that folder after a change of the code.

@@ -12,6 +12,8 @@ from skillweave.patterns import TooSlow, bounded_fullmatch
 
 PREFIX = "base_model.model."
 """PEFT's prefix for the name of every tensor of the base."""
+SAVED = ".modules_to_save."
+"""What PEFT puts into the names of the tensors of a module that was trained as a whole."""
 
 _LITERAL = re.compile(r"[\w.\-]+")
 

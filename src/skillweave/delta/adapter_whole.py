@@ -10,10 +10,9 @@ import torch
 
 from skillweave.base.checkpoint import Checkpoint
 from skillweave.base.safetensors_io import Spec
+from skillweave.delta.adapter_names import SAVED
 from skillweave.delta.arithmetic import changed
 from skillweave.errors import UserError
-
-_SAVED = ".modules_to_save."
 
 
 def without_copies(headers: Mapping[str, Spec], read: Callable[[str], torch.Tensor]) -> dict[str, Spec]:
@@ -23,9 +22,9 @@ def without_copies(headers: Mapping[str, Spec], read: Callable[[str], torch.Tens
     the trained module once more under its plain name. A plain name with other values stays, for the caller to refuse.
     """
     copies = set()
-    for trained in (name for name in headers if _SAVED in name):
-        copies.add(trained.replace(_SAVED, ".original_module."))
-        plain = trained.replace(_SAVED, ".")
+    for trained in (name for name in headers if SAVED in name):
+        copies.add(trained.replace(SAVED, ".original_module."))
+        plain = trained.replace(SAVED, ".")
         if plain in headers and _equal(read(plain), read(trained)):
             copies.add(plain)
     return {name: spec for name, spec in headers.items() if name not in copies}

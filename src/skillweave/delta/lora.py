@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from skillweave.base.checkpoint import Checkpoint
 from skillweave.base.safetensors_io import Spec, TensorFiles, read_headers, spec_bytes, write_stream
 from skillweave.delta.adapter_config import CONFIG_FILE, WEIGHTS_FILE, read_adapter_config, why_merged
-from skillweave.delta.adapter_names import PREFIX, Names, value_for
+from skillweave.delta.adapter_names import PREFIX, SAVED, Names, value_for
 from skillweave.delta.adapter_numbers import check_finite, check_rank
 from skillweave.delta.adapter_targets import other_targets
 from skillweave.delta.adapter_whole import settle_whole, without_copies
@@ -250,7 +250,7 @@ def _sort_names(raws: Iterable[str], names: Names, file: Path) -> tuple[dict[str
 def plain_name(raw: str) -> str:
     """A name in an adapter file without PEFT's prefix and without the names of its wrappers."""
     name = raw.removeprefix(PREFIX).replace(".token_adapter.base_layer.", ".")
-    return name.replace(".base_layer.", ".").replace(".modules_to_save.", ".")
+    return name.replace(".base_layer.", ".").replace(SAVED, ".")
 
 
 def _pair(

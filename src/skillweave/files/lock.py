@@ -182,13 +182,14 @@ def _try(place: Place) -> HeldLock | str:
         lock = HeldLock(place.lock, descriptor, threading.get_ident(), sure, made, set())
         try:
             lock.known.update(files_below(place.path))
-        except BaseException as error:
+        except PermissionError as error:
             _remove(lock)
-            if isinstance(error, PermissionError):
-                raise UserError(
-                    f"{place.shown} cannot be listed, so its files might be lost: give yourself the permission to read "
-                    "it, or choose another place"
-                ) from error
+            raise UserError(
+                f"{place.shown} cannot be listed, so its files might be lost: give yourself the permission to read it, "
+                "or choose another place"
+            ) from error
+        except BaseException:
+            _remove(lock)
             raise
         return lock
 

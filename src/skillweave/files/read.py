@@ -252,10 +252,19 @@ def read_versioned(path: str | Path, newest: int) -> Any:
 
 def read_card_file(path: str | Path, card: type[M], newest: int, fix: str) -> M:
     """The card of an artefact. Raises :class:`UserError`, with the wrong field; ``fix`` tells a person what to do."""
+    return _validated(path, card, read_versioned(path, newest), fix)
+
+
+def read_model(path: str | Path, model: type[M], fix: str) -> M:
+    """What a JSON file holds that this program wrote earlier. Raises :class:`UserError` as :func:`read_object`."""
+    return _validated(path, model, read_object(path, {}, fix), fix)
+
+
+def _validated(path: str | Path, model: type[M], values: Any, fix: str) -> M:
     from pydantic import ValidationError  # late: `--help` opens files and need not wait for pydantic
 
     try:
-        return card.model_validate(read_versioned(path, newest))
+        return model.model_validate(values)
     except ValidationError as error:
         problem = error.errors()[0]
         place = ".".join(str(part) for part in problem["loc"]) or "the whole"

@@ -9,14 +9,15 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from skillweave.artefact import write_json
 from skillweave.delta import Delta
 from skillweave.errors import UserError
+from skillweave.files.read import read_model
 from skillweave.files.recover import drop
 from skillweave.pipeline.inputs import BuildInputs, BuildModels
-from skillweave.pipeline.step import BACKBONE, BuildStep, again, read_result
+from skillweave.pipeline.step import BACKBONE, BuildStep, again
 from skillweave.progress import console
 from skillweave.report.table import Table
 from skillweave.skillzip.loss_curve import loss_curve
@@ -116,12 +117,7 @@ def split_budget(inputs: BuildInputs, models: BuildModels) -> BuildStep:
 def read_shares(inputs: BuildInputs) -> Shares:
     """Return what the step of :func:`split_budget` wrote."""
     folder = inputs.work.step(_STEP)
-    stored = read_result(folder, _FILE, dict.fromkeys(Shares.model_fields, (int, dict)))
-    try:
-        return Shares.model_validate(stored)
-    except ValidationError as error:
-        where = ".".join(map(str, error.errors()[0]["loc"]))
-        raise UserError(f"{folder / _FILE}: '{where}' is damaged. {again(folder)}") from error
+    return read_model(folder / _FILE, Shares, again(folder))
 
 
 def check_ready_packs(inputs: BuildInputs) -> None:
