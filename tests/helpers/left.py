@@ -24,10 +24,9 @@ def same_bits(one: Delta, other: Delta) -> bool:
 def record(out: Path) -> dict[str, Any]:
     """Everything that a run has written about what it did: the same for a resumed run and an unbroken one.
 
-    The seconds are left out, and the bytes of TPAW's players (their cards name the folder), and TRL's count of tokens
-    (which starts again when a training resumes).
+    The seconds are left out, and the bytes of TPAW's players (their cards name the folder).
     """
-    passing = ("seconds", "step_time", "tools/seconds", "team_bytes", "num_tokens")
+    passing = ("seconds", "step_time", "tools/seconds", "team_bytes")
 
     def lasting(value: Any) -> Any:
         if isinstance(value, dict):

@@ -138,6 +138,7 @@ def test_a_broken_run_ends_in_the_same_bits(base, whole, tmp_path, monkeypatch, 
     for name in ("warm-start", "round-1"):
         kept, unbroken = (read_json(out / name / "figures.json") for out in (tmp_path, whole[0]))
         assert {**kept, "seconds": 0} == {**unbroken, "seconds": 0}
+        assert read_json(tmp_path / name / "history.json") == read_json(whole[0] / name / "history.json")
 
 
 def test_sampling_that_broke_off_goes_on(base, whole, tmp_path, monkeypatch):

@@ -86,6 +86,18 @@ class _MarkComplete(TrainerCallback):
             mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
 
+class _CountOn(TrainerCallback):
+    """Lets TRL's count of tokens go on where the checkpoint was written; TRL itself starts again at 0."""
+
+    def __init__(self, trainer: Any):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        counts = [entry["num_tokens"] for entry in state.log_history if "num_tokens" in entry]
+        if counts and hasattr(self.trainer, "_total_train_tokens"):
+            self.trainer._total_train_tokens = counts[-1]
+
+
 def mark_complete(checkpoint: Path) -> None:
     """Mark a checkpoint as complete after all its files have reached the disk; the mark lists their sizes."""
     sync_tree(checkpoint)
@@ -181,6 +193,7 @@ def fit(trainer: Any, label: str, processes: Processes, report_to: Sequence[str]
     checkpoint = processes.from_first(lambda: latest_checkpoint(folder))
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_MarkComplete(processes))
+    trainer.add_callback(_CountOn(trainer))
     if processes.first:
         for reporter in reporters(report_to, folder, _step_of(checkpoint) if checkpoint else 0):
             trainer.add_callback(reporter)

@@ -129,6 +129,13 @@ HOOKS = (
         source=("skip_prepare_dataset", "add_fused_lm_head("),
     ),
     Hook(
+        "trl.trainer.sft_trainer.SFTTrainer.compute_loss",
+        "training.trainer",
+        "It adds the tokens of a batch to _total_train_tokens, which a resumed training must set, and logs the sum as "
+        "num_tokens. DPOTrainer does the same.",
+        source=("self._total_train_tokens +=", '["num_tokens"] = [self._total_train_tokens]'),
+    ),
+    Hook(
         "trl.trainer.dpo_trainer.DPOTrainer._prepare_dataset",
         "specialise.dpo",
         "The constructor tokenises the dataset only here, so an override that returns the dataset skips that.",
