@@ -98,6 +98,12 @@ def test_the_tree_in_contributing_shows_every_folder() -> None:
     assert not gone, f"CONTRIBUTING.md, the tree: remove {sorted(gone)}, which does not exist"
 
 
+def test_the_tree_in_the_readme_shows_every_package() -> None:
+    tree = (ROOT / "README.md").read_text(encoding="utf-8").partition("src/skillweave/\n")[2].partition("```")[0]
+    shown = set(re.findall(r"^    [├└]── (\w+)/ ", tree, re.MULTILINE))
+    assert shown == {folder for folder in folders() if "/" not in folder}
+
+
 def test_the_arrows_in_contributing_are_what_the_linter_checks() -> None:
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
         "contracts"

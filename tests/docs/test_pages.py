@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -75,6 +76,13 @@ def test_commands_of_the_benchmarks_exist(page: Path) -> None:
     for name in re.findall(r"python -m (benchmarks(?:\.[a-z]\w*)+)", page.read_text(encoding="utf-8")):
         module = ROOT / name.replace(".", "/")
         assert module.with_suffix(".py").exists() or (module / "__main__.py").exists()
+
+
+def test_the_count_of_crashes_is_that_of_the_benchmark() -> None:
+    measured = json.loads((ROOT / "benchmarks" / "results" / "crash-micro.json").read_text(encoding="utf-8"))
+    points = next(claim["value"] for claim in measured["claims"] if claim["claim"] == "saves cut off")
+    for page in (ROOT / "README.md", DOCS / "reference" / "crashes.md"):
+        assert f"{points:,} " in page.read_text(encoding="utf-8"), page.name
 
 
 _YAML = re.compile(r"^```yaml\n# ([\w-]+\.yaml)\n(.*?)^```", re.MULTILINE | re.DOTALL)
