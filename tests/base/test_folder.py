@@ -102,6 +102,15 @@ def two_spellings(folder: Path) -> None:
     save_file({**tensors, "norm.weight": tensors["model.norm.weight"].clone()}, folder / "model.safetensors")
 
 
+def wrapped(before: str, after: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        tensors = load_file(folder / "model.safetensors")
+        renamed = {name.replace(before, after, 1): tensor for name, tensor in tensors.items()}
+        save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return damage
+
+
 def with_tensor(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Path], None]:
     def damage(folder: Path) -> None:
         tensors = load_file(folder / "model.safetensors")
@@ -135,6 +144,9 @@ Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
             fifo, "is not a regular file", marks=pytest.mark.skipif(sys.platform == "win32", reason="has no fifos")
         ),
         (two_spellings, r"'(model\.)?norm\.weight' and '(model\.)?norm\.weight' are both 'model\.norm\.weight'"),
+        (wrapped("", "_orig_mod."), r"'_orig_mod\.model\..*' is 'model\..*that torch\.compile wrapped"),
+        (wrapped("", "module._orig_mod."), r"'module\._orig_mod\.model\..*' is 'model\..*take 'module\.' out"),
+        (wrapped(".mlp.", "._fsdp_wrapped_module.mlp."), r"is 'model\.layers\..*mlp.*that FSDP wrapped"),
         (with_tensor(Q_PROJ, lambda t: t[:, :8].clone()), rf"do not fit config\.json: '{Q_PROJ}' has the shape"),
         (with_tensor(Q_PROJ, lambda t: t[:0].clone()), rf"'{Q_PROJ}' has the shape \(0, 64\)"),
         (with_tensor(Q_PROJ, lambda t: t.to(torch.int8)), rf"'{Q_PROJ}' is stored as int8"),

@@ -14,6 +14,7 @@ from helpers.micro import micro_tokenizer
 from skillweave.base import fingerprint, open_base
 from skillweave.base import load as load_module
 from skillweave.delta import Delta, write_tuned
+from skillweave.errors import UserError
 
 SRC = Path(load_module.__file__).parents[1]
 SHAPE = {
@@ -67,6 +68,24 @@ def test_a_family_is_opened_compared_and_written_as_it_is(name: str, tmp_path: P
             torch.testing.assert_close(opened.model.state_dict()[key], tensor, rtol=0, atol=0 if exact else 1e-6)
     files = [set(load_file(folder / "model.safetensors")) for folder in (tmp_path / "base", out)]
     assert files[0] == files[1], "what is written has the names that other tools know"
+
+
+def test_experts_in_another_form_are_told_with_a_way_to_one_form(tmp_path: Path) -> None:
+    """The base has each expert by itself; the tuned model was saved as it lies in memory, all experts in one tensor."""
+    model = family("MixtralForCausalLM")
+    model.save_pretrained(tmp_path / "base")
+    with torch.no_grad():
+        model.model.layers[0].mlp.experts.down_proj.add_(0.01)
+    model.config.save_pretrained(tmp_path / "tuned")
+    save_file(model.state_dict(), tmp_path / "tuned" / "model.safetensors", metadata={"format": "pt"})
+    for sides in (("base", "tuned"), ("tuned", "base")):
+        with pytest.raises(UserError, match="stores the same weights in other pieces"):
+            Delta.between(*(tmp_path / side for side in sides))
+    joined = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    joined.load_state_dict(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "tuned").state_dict())
+    joined.save_pretrained(tmp_path / "joined")
+    delta = Delta.between(tmp_path / "base", tmp_path / "joined")
+    assert len(delta.names()) == model.config.num_local_experts
 
 
 def test_a_value_that_the_model_does_not_hold_is_put_back(micro_base: Path, monkeypatch, capsys) -> None:

@@ -17,6 +17,14 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 
 from skillweave.errors import UserError
 
+_WRAPPERS = {
+    "_orig_mod": "torch.compile",
+    "module": "DistributedDataParallel or DeepSpeed",
+    "_fsdp_wrapped_module": "FSDP",
+    "_checkpoint_wrapped_module": "activation checkpointing",
+}
+"""Part of a tensor's name -> what wraps a module and adds that part."""
+
 
 class RenameRules:
     """transformers' rules for one model class; ``model`` is a model of it, with or without values.
@@ -56,7 +64,7 @@ class NameRule:
         """(name -> name in the files, names in the files that the class has no place for).
 
         ``where`` names the files in messages. Raises :class:`UserError` if two tensors of the files would be one of
-        the class.
+        the class, and for names that a wrapper around the model has changed.
         """
         names: dict[str, str] = {}
         left_over = []
@@ -71,7 +79,20 @@ class NameRule:
                 )
             else:
                 names[name] = raw
+        self._check_wrapped(left_over, names, where)
         return names, left_over
+
+    def _check_wrapped(self, left_over: Iterable[str], names: Mapping[str, str], where: str) -> None:
+        """Raise :class:`UserError` for a tensor whose name fits once the names of wrappers are taken out."""
+        for raw in left_over:
+            parts = raw.split(".")
+            inner = self._name_of(".".join(part for part in parts if part not in _WRAPPERS))
+            if inner is not None and inner not in names:
+                wrapper = next(part for part in parts if part in _WRAPPERS)
+                raise UserError(
+                    f"{where}: '{raw}' is '{inner}' of a model that {_WRAPPERS[wrapper]} wrapped when it was saved. "
+                    f"Save the model inside it, or take '{wrapper}.' out of the names of the tensors."
+                )
 
     def missing(self, stored: Iterable[str], ties: Mapping[str, str]) -> list[str]:
         """The class's parameters that the files' tensors ``stored`` do not fill, sorted.

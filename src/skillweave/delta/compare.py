@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from skillweave.base.checkpoint import Checkpoint
+from skillweave.base.names import RenameRules
 from skillweave.base.safetensors_io import Spec
 from skillweave.delta.arithmetic import changed, difference, finite
 from skillweave.delta.source import TensorSource
@@ -108,6 +109,12 @@ def _repeats(side: Checkpoint, name: str, source: str | None) -> bool:
     return one.shape == other.shape and torch.equal(one.cpu(), other.cpu())
 
 
+def _stored_otherwise(name: str, owner: Checkpoint, other: Checkpoint) -> bool:
+    """Whether ``other`` has the parts of this tensor, or the tensor that this one is a part of."""
+    rules = RenameRules(owner.skeleton)
+    return rules.rename(name)[0] in other or any(rules.rename(one)[0] == name for one in other.names())
+
+
 def _one_side_only(name: str, owner: Checkpoint, owner_role: str, other: Checkpoint, other_role: str) -> UserError:
     """The error for a tensor that only ``owner`` has. The roles are "base" and "tuned model"."""
     if name in other.tied:
@@ -117,6 +124,13 @@ def _one_side_only(name: str, owner: Checkpoint, owner_role: str, other: Checkpo
             f"open it, give '{name}' a copy, set tie_word_embeddings=false, save it and use that as the base."
         )
     count = sum(one not in other and one not in other.tied for one in owner.names())
+    if _stored_otherwise(name, owner, other):
+        return UserError(
+            f"'{name}' is in the {owner_role} ({owner.where}) only; the {other_role} ({other.where}) stores the same "
+            f"weights in other pieces (for example each expert of a mixture by itself, or all experts in one tensor); "
+            f"{count} such tensors. Save both in one form: model = AutoModelForCausalLM.from_pretrained(BASE), then "
+            f"model.load_state_dict(TUNED.state_dict()), then model.save_pretrained(FOLDER)."
+        )
     return UserError(
         f"'{name}' is in the {owner_role} ({owner.where}) only, not in the {other_role} ({other.where}); {count} such "
         f"tensors. A delta needs the same architecture on both sides: name the base that was tuned; a PEFT "
