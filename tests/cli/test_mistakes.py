@@ -384,4 +384,4 @@ def test_a_mistake_told_by_the_library_is_printed(monkeypatch: pytest.MonkeyPatc
 def test_control_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     ran = _with_engine(monkeypatch, KeyboardInterrupt())
     assert ran.code == 130
-    assert ran.err.strip() == "Stopped. Run the same command again to resume."
+    assert ran.err.strip() == "Stopped. Run the same command again to start anew."

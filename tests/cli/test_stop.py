@@ -77,6 +77,9 @@ def test_control_c_ends_in_a_sentence(way: str) -> None:
         ("audit model tuned", "Stopped. Run the same command again to start anew."),
         ("cku score -b base", "Stopped. Run the same command again to start anew."),
         ("cku report -b base", SENTENCE),
+        ("generate weave hello", "Stopped. Run the same command again to start anew."),
+        ("generate weave -i prompts.jsonl --out=answers.jsonl", SENTENCE),
+        ("eval weave --task sums.jsonl -o scores.json", SENTENCE),
     ],
 )
 def test_what_is_promised_is_what_the_command_keeps(command: str, sentence: str) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -101,8 +102,8 @@ def find_codes(files: ModelFolder) -> tuple[dict[str, Codes], set[str]]:
     if settings is None:
         _refuse_undeclared(files)
         return {}, set()
-    method = _method(settings)
     path = files.path / CONFIG
+    method = _method(settings, path)
     if method == "mxfp4":
         tensors = _mxfp4(headers, _dtype(files))
     elif method in ("fp8", "fbgemm_fp8") or (method == "compressed-tensors" and _symmetric(settings)):
@@ -135,11 +136,18 @@ def _settings(files: ModelFolder) -> Mapping[str, Any] | None:
     return None
 
 
-def _method(settings: Mapping[str, Any]) -> str:
+def _method(settings: Mapping[str, Any], path: Path) -> str:
     method = settings.get("quant_method")
-    if method is None and (settings.get("load_in_4bit") or settings.get("load_in_8bit")):
+    if method is not None:
+        return str(method)
+    if settings.get("load_in_4bit") or settings.get("load_in_8bit"):
         return "bitsandbytes"
-    return str(method)
+    if "config_groups" in settings:
+        return "compressed-tensors"
+    raise UserError(
+        f"{path}: the quantization_config has no quant_method, so nothing says how to read the weights. Remove "
+        f"quantization_config if the weights are plain. {_ADVICE}"
+    )
 
 
 def _symmetric(settings: Mapping[str, Any]) -> bool:

@@ -20,6 +20,8 @@ _NOTHING_TO_RESUME = ("serve", "chat", "bench")
 _ANEW = "Stopped. Run the same command again to start anew."
 _STARTS_ANEW = ("audit", "cku score", "cku corpus", "export", "induction", "inspect", "tasks", "unzip")
 """Commands that keep nothing until they are done."""
+_ANEW_WITHOUT_OUT = ("eval", "generate")
+"""Commands that keep what is done beside the file of ``--out``, and nothing without it."""
 _SHOW_CURSOR = "\x1b[?25h"
 _GRACE = 2.0  # seconds for a clean stop; after that, a second Ctrl-C ends the process at once
 
@@ -94,12 +96,19 @@ def _say_stopped() -> None:
         return
     try:
         terminal = sys.stderr.isatty()
-        names = {" ".join(sys.argv[1:2]), " ".join(sys.argv[1:3])}
-        sentence = _ANEW if names & set(_STARTS_ANEW) else "Stopped." if names & set(_NOTHING_TO_RESUME) else _SENTENCE
-        sys.stderr.write(f"{_SHOW_CURSOR if terminal else ''}\n{sentence}\n")
+        sys.stderr.write(f"{_SHOW_CURSOR if terminal else ''}\n{_sentence(sys.argv[1:])}\n")
         sys.stderr.flush()
     except (OSError, ValueError):
         pass  # standard error is closed
+
+
+def _sentence(arguments: list[str]) -> str:
+    names = {" ".join(arguments[:1]), " ".join(arguments[:2])}
+    if names & set(_NOTHING_TO_RESUME):
+        return "Stopped."
+    keeps = any(argument.startswith(("-o", "--out")) for argument in arguments)
+    anew = names & set(_STARTS_ANEW) or (names & set(_ANEW_WITHOUT_OUT) and not keeps)
+    return _ANEW if anew else _SENTENCE
 
 
 def _show_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
