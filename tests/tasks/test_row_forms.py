@@ -19,6 +19,7 @@ from skillweave.tasks.readers import read_dataset, read_rows
 ONE = {"test": 1, "calibration": 0, "train": 0}
 USER, SYSTEM = {"role": "user", "content": "hi"}, {"role": "system", "content": "be kind"}
 SAID = {"role": "assistant", "content": "he"}
+HO, HU = {"role": "assistant", "content": "ho"}, {"role": "assistant", "content": "hu"}
 DEVELOPER = {"role": "developer", "content": "be brief"}
 IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
@@ -127,6 +128,8 @@ def test_forms(tmp_path: Path, row: dict, prompt: Any, answer: str) -> None:
         ({"prompt": "hi", "chosen": "x"}, "has 'chosen' but no 'rejected'"),
         ({"prompt": "hi", "chosen": "x", "rejected": None}, r"no 'rejected' \(its 'rejected' is empty\)"),
         ({"prompt": "hi", "chosen": "x", "rejected": ["a", "b"]}, "'rejected' must be one answer"),
+        ({"prompt": "hi", "chosen": HO | {"weight": 0}, "rejected": HU}, "has 'weight'"),
+        ({"prompt": "hi", "chosen": HO, "rejected": HU | {"prefix": True}}, "has 'prefix'"),
         ({"prompt": "hi", "chosen": "\u00e9", "rejected": "e\u0301"}, "'chosen' and 'rejected' are the same"),
         ({"prompt": "hi", "answer": None}, r"neither 'completion' nor 'answer' \('answer' is empty\)"),
         ({"prompt": "hi", "label": "x"}, r"where one of 'label' is it, set columns: \{answer: KEY\}"),
@@ -242,9 +245,6 @@ def test_with_the_verifier_json_an_array_as_answer_is_not_taken_for_several(tmp_
     assert only(tmp_path, {"prompt": "x", "answer": {"a": 1}}, verifier="json").answer == '{"a": 1}'
 
 
-HO, HU = {"role": "assistant", "content": "ho"}, {"role": "assistant", "content": "hu"}
-
-
 @pytest.mark.parametrize(
     ("row", "prompt"),
     [
@@ -252,6 +252,8 @@ HO, HU = {"role": "assistant", "content": "ho"}, {"role": "assistant", "content"
         ({"prompt": [USER], "chosen": [HO], "rejected": [HU]}, [USER]),
         ({"chosen": [SYSTEM, USER, HO], "rejected": [SYSTEM, USER, HU]}, [SYSTEM, USER]),
         ({"prompt": "hi", "chosen": [USER, HO], "rejected": [USER, HU], "score_chosen": 5}, "hi"),
+        ({"prompt": "hi", "chosen": [HO | {"weight": 1}], "rejected": [HU | {"weight": 0}]}, "hi"),
+        ({"prompt": "hi", "chosen": HO, "rejected": HU | {"train": False}}, "hi"),
     ],
 )
 def test_a_preference_keeps_what_is_rejected(tmp_path: Path, row: dict, prompt: Any) -> None:

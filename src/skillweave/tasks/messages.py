@@ -30,8 +30,10 @@ THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 """Keys of an answer's thoughts; which of them a chat template writes differs from base to base."""
 
 
-def read_messages(value: Any, where: str, key: str) -> list[dict[str, Any]]:
+def read_messages(value: Any, where: str, key: str, *, learnt: bool = True) -> list[dict[str, Any]]:
     """The messages in ``value`` (a list, or its JSON text), with contents as texts and arguments of calls as objects.
+
+    ``learnt`` says whether an answer at their end is one to learn, and not the rejected one of a pair.
 
     Raises :class:`UserError` that names ``where`` and ``key`` for everything that could not be shown to a model.
     """
@@ -40,13 +42,13 @@ def read_messages(value: Any, where: str, key: str) -> list[dict[str, Any]]:
         raise UserError(f"{where}: '{key}' must be a list of messages, found {value!r:.60}")
     messages = [_message(message, f"{where}: {key}, message {number}") for number, message in enumerate(value, 1)]
     if messages[-1]["role"] == "assistant":
-        _check_answer(value[-1], f"{where}: {key}, message {len(value)}")
+        _check_answer(value[-1], f"{where}: {key}, message {len(value)}", learnt=learnt)
     return messages
 
 
-def _check_answer(message: Mapping[str, Any], where: str) -> None:
-    """Raise :class:`UserError` for an answer that is not to be learnt as every other one is."""
-    for switch in SWITCHES:
+def _check_answer(message: Mapping[str, Any], where: str, *, learnt: bool) -> None:
+    """Raise :class:`UserError` for an answer that is not to be learnt as every other one is, or has no end."""
+    for switch in SWITCHES if learnt else ():
         value = message.get(switch)
         if value is False or value == 0 or (switch == "weight" and value not in (None, 1)):
             raise UserError(

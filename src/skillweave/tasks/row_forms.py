@@ -270,7 +270,7 @@ def _preference(row: Mapping[str, Any], where: str) -> tuple[Any, Any, Any]:
             continue
         if not any(isinstance(part, Mapping) for part in row[key]):
             raise UserError(f"{where}: '{key}' must be one answer (a text, or a conversation), found {row[key]!r:.60}")
-        before, answer = _last(read_messages(row[key], where, key), where)
+        before, answer = _last(read_messages(row[key], where, key, learnt=key == "chosen"), where)
         sides.append(answer)
         beginnings.append(before)
     if prompt is None:

@@ -69,7 +69,7 @@ def _entry(parts: Parts, where: str, verifier: VerifierName, options: Config | N
     if len(accepted) > 1:
         metadata["answers"] = accepted
     if parts.rejected is not None:
-        metadata["rejected"] = _one_answer(parts.rejected, where, "rejected", verifier)
+        metadata["rejected"] = _one_answer(parts.rejected, where, "rejected", verifier, learnt=False)
         if any(_same_text(metadata["rejected"], gold) for gold in accepted):
             raise UserError(f"{where}: 'chosen' and 'rejected' are the same: nothing can be learnt from such a row")
     answer = accepted[0] if accepted else None
@@ -105,10 +105,10 @@ def _accepted(value: Any, where: str, verifier: VerifierName) -> list[Answer]:
     return accepted
 
 
-def _one_answer(value: Any, where: str, called: str, verifier: VerifierName) -> Answer:
+def _one_answer(value: Any, where: str, called: str, verifier: VerifierName, *, learnt: bool = True) -> Answer:
     """A gold answer as a text; numbers, true and false become JSON texts; a message with calls stays a message."""
     if isinstance(value, Mapping) and "role" in value:
-        message = read_messages([value], where, "answer")[0]
+        message = read_messages([value], where, "answer", learnt=learnt)[0]
         if message["role"] != "assistant":
             raise UserError(f"{where}: {called} is a message with the role '{message['role']}', not 'assistant'")
         more = [key for key in ("tool_calls", *THOUGHTS) if message.get(key)]
@@ -139,7 +139,7 @@ def _unread(answer: Any, called: str) -> dict[str, Any]:
         for message in messages
         if isinstance(message, Mapping) and "role" in message
         for key, value in message.items()
-        if key not in known and value and not (key in SWITCHES and value == 1)
+        if key not in known and value and not (key in SWITCHES and (value == 1 or called == "rejected"))
     }
 
 
