@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import json
 import math
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, harmonic_mean
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ from skillweave.files.read import read_json
 from skillweave.methods.cku.knowledge.facts import fact_rows, read_facts
 from skillweave.methods.cku.knowledge.reading import read_rows, truth_ratios
 from skillweave.methods.cku.report.config import ReportConfig
-from skillweave.methods.cku.report.inputs import read_report_data
+from skillweave.methods.cku.report.inputs import ReportModels, read_report_data
 from skillweave.methods.cku.report.run import make_report, report_figures
 from skillweave.methods.cku.report.stages import refuses
 from skillweave.methods.cku.rounding import round_as_stored, round_linears
@@ -314,15 +314,18 @@ def test_a_report_that_was_broken_off_ends_as_the_unbroken_one(base, corpus, del
 
 
 def test_another_delta_is_another_report(corpus, delta, tmp_path):
-    """Also where it stands in the same place."""
-    place, keys = tmp_path / "delta", set()
-    first = Delta.from_pretrained(delta)
+    """Also where it stands in the same place; and a report does not go on with another one than it began with."""
+    place, data = tmp_path / "delta", []
+    config, first = settings(corpus, place), Delta.from_pretrained(delta)
     for factor in (1.0, 0.5):
         changes = {name: first.tensor(name) * factor for name in first.names()}
         Delta(changes, base_fingerprint=first.base_fingerprint).save_pretrained(place)
-        keys.add(read_report_data(settings(corpus, place)).key)
-        shutil.rmtree(place)
-    assert len(keys) == 2
+        data.append(read_report_data(config))
+    assert data[0].key != data[1].key
+    began, now = (ReportModels(SimpleNamespace(folder=tmp_path, config=config, data=one)) for one in data)
+    assert now.delta(place).names() == first.names()
+    with pytest.raises(UserError, match="was replaced while the report was made"):
+        began.delta(place)
 
 
 def test_what_is_no_delta_or_of_another_base_is_refused(base, corpus, delta, tmp_path):

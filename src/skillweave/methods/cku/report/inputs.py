@@ -100,6 +100,13 @@ class ReportModels:
             return replace(run.policy, base=resolve(reference))
         return run.policy
 
+    def delta(self, ref: Path) -> Delta:
+        """Open a delta of the report. Raises :class:`UserError` if it is no longer the one of the beginning."""
+        delta = Delta.from_pretrained(ref)
+        if _model_hash(ref) not in self._run.data.model_hashes:
+            raise UserError(f"{ref} was replaced while the report was made: run the same command again")
+        return delta
+
     def open(self, policy: Policy) -> Any:
         """Open a model for readings and generation, in float32 (with ``bf16`` it runs under autocast)."""
         model = policy.open_to_sample(self._run.config.model_copy(update={"bf16": False}))
@@ -111,12 +118,12 @@ class ReportModels:
         if self._run.processes.first:
             shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _tuned(self, arm: str, delta: Path) -> Policy:
+    def _tuned(self, arm: str, ref: Path) -> Policy:
         target = self._folder / arm
 
         def write() -> None:
             if not target.is_dir():
-                write_tuned(self._run.base.path, Delta.from_pretrained(delta), target, dtype="float32")
+                write_tuned(self._run.base.path, self.delta(ref), target, dtype="float32")
 
         self._run.processes.from_first(write)
         return replace(self._run.policy, base=target)

@@ -195,8 +195,9 @@ class ReportStages:
         def read() -> dict[str, Any]:
             if self._zipper is None:
                 raise RuntimeError("a zip stage needs a zipper")
+            delta = self._models.delta(self._run.config.delta)
             try:
-                restored, nbytes = self._zipper(Delta.from_pretrained(self._run.config.delta), self._run.base, ratio)
+                restored, nbytes = self._zipper(delta, self._run.base, ratio)
             except UserError as error:
                 return {"too_small": str(error)}
             model = self._models.open(self._models.policy(BEFORE))
