@@ -10,11 +10,13 @@ Decimal = Literal["point", "comma"]
 
 _DIGITS_AT_MOST = 1000
 _POWER_BITS_AT_MOST = 20_000
+_INDIAN = "[0-9]{1,2}(?:,[0-9]{2})+,[0-9]{3}"
+"""Groups as India writes them: 10,00,000 is ten lakh, a million."""
 _POINT, _COMMA = (
     re.compile(
-        rf"(?:[0-9]+|[0-9]{{1,3}}(?:(?:{group}[0-9]{{3}})+|(?:'[0-9]{{3}})+|(?:_[0-9]{{3}})+))?(?:{point}[0-9]+)?"
+        rf"(?:[0-9]+|{more}[0-9]{{1,3}}(?:(?:{group}[0-9]{{3}})+|(?:'[0-9]{{3}})+|(?:_[0-9]{{3}})+))?(?:{point}[0-9]+)?"
     )
-    for group, point in ((",", r"\."), (r"\.", ","))
+    for group, point, more in ((",", r"\.", f"{_INDIAN}|"), (r"\.", ",", ""))
 )
 
 
