@@ -137,6 +137,28 @@ def test_broken_adapters_are_named(micro_base: Path, tmp_path: Path) -> None:
     (half / "adapter_model.safetensors").rename(half / "adapter_model.bin")
     with pytest.raises(UserError, match=r"has no adapter_model\.safetensors.*pickle"):
         Delta.from_lora(half, micro_base)
+    (half / "adapter_model.bin").rename(half / "adapters.safetensors")
+    with pytest.raises(UserError, match=r"an adapter of MLX.*mlx_lm\.fuse"):
+        Delta.from_lora(half, micro_base)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("base_model.model.", "base_model.model._orig_mod.", r"as torch\.compile names it.*take '_orig_mod\.' out"),
+        ("", "module.", r"as DistributedDataParallel or DeepSpeed names it"),
+        ("_A.weight", "_A.default.weight", "save it with PEFT's save_pretrained"),
+    ],
+)
+def test_names_of_an_adapter_that_others_changed(
+    micro_base: Path, tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    adapter = save_lora(micro_base, tmp_path / "adapter")
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    renamed = {name.replace(old, new, 1): tensor for name, tensor in tensors.items()}
+    save_file(renamed, adapter / "adapter_model.safetensors")
+    with pytest.raises(UserError, match=message):
+        Delta.from_lora(adapter, micro_base)
 
 
 def test_damage_in_a_saved_adapter_is_named(micro_base: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 
 from skillweave.errors import UserError
 
-_WRAPPERS = {
+WRAPPERS = {
     "_orig_mod": "torch.compile",
     "module": "DistributedDataParallel or DeepSpeed",
     "_fsdp_wrapped_module": "FSDP",
@@ -86,11 +86,11 @@ class NameRule:
         """Raise :class:`UserError` for a tensor whose name fits once the names of wrappers are taken out."""
         for raw in left_over:
             parts = raw.split(".")
-            inner = self._name_of(".".join(part for part in parts if part not in _WRAPPERS))
+            inner = self._name_of(".".join(part for part in parts if part not in WRAPPERS))
             if inner is not None and inner not in names:
-                wrapper = next(part for part in parts if part in _WRAPPERS)
+                wrapper = next(part for part in parts if part in WRAPPERS)
                 raise UserError(
-                    f"{where}: '{raw}' is '{inner}' of a model that {_WRAPPERS[wrapper]} wrapped when it was saved. "
+                    f"{where}: '{raw}' is '{inner}' of a model that {WRAPPERS[wrapper]} wrapped when it was saved. "
                     f"Save the model inside it, or take '{wrapper}.' out of the names of the tensors."
                 )
 

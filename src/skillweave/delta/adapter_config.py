@@ -23,6 +23,7 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 
 _PICKLE_FILE = "adapter_model.bin"
+_MLX_FILE = "adapters.safetensors"
 
 # Kinds of adapters whose whole effect is a change of weights, which PEFT can merge.
 _MERGEABLE_KINDS = {
@@ -110,6 +111,11 @@ def check_adapter_files(folder: Path) -> None:
                 f"{folder} has no {file}: it holds its weights as pickle ({_PICKLE_FILE}), which can run code when it "
                 f"is opened and is not read. Convert it where you trust it: PeftModel.from_pretrained(...), then "
                 f"save_pretrained(new)."
+            )
+        if file == WEIGHTS_FILE and (folder / _MLX_FILE).is_file():
+            raise UserError(
+                f"{folder} holds an adapter of MLX ({_MLX_FILE}), which is not read: fuse it into its model with "
+                f"`mlx_lm.fuse`, and name the result as the tuned model"
             )
         raise UserError(
             f"{folder} has no {file}: a PEFT adapter is {CONFIG_FILE} + {WEIGHTS_FILE} "

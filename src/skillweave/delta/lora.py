@@ -8,6 +8,7 @@ reads the others.
 from __future__ import annotations
 
 import math
+import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from skillweave.base.checkpoint import Checkpoint
+from skillweave.base.names import WRAPPERS
 from skillweave.base.safetensors_io import Spec, TensorFiles, read_headers, spec_bytes, write_stream
 from skillweave.delta.adapter_config import CONFIG_FILE, WEIGHTS_FILE, read_adapter_config, why_merged
 from skillweave.delta.adapter_names import PREFIX, SAVED, Names, value_for
@@ -37,6 +39,8 @@ _FACTORS = {
     ".lora_embedding_A": "A",
     ".lora_embedding_B": "B",
 }
+_NAMED = re.compile(r"\.lora_(?:[AB]|embedding_[AB])\.\w+(?:\.weight)?$")
+"""The end of a name in a model's ``state_dict``: the name of the adapter (``default``) stands in it."""
 
 
 @dataclass(frozen=True)
@@ -213,6 +217,12 @@ def _check_fits(adapter: Adapter, base: Checkpoint) -> None:
     vocabulary = base.vocabulary_names()
     for name, (shape, _) in adapter.specs.items():
         if name not in base:
+            wrapper = next((part for part in name.split(".") if part in WRAPPERS), None)
+            if wrapper is not None:
+                raise UserError(
+                    f"{adapter.file} changes '{name}', as {WRAPPERS[wrapper]} names it when it wraps a model: save the "
+                    f"adapter of the model inside it, or take '{wrapper}.' out of the names of the tensors"
+                )
             task = adapter.config.get("task_type")
             more = f" (it was trained for {task})" if task not in (None, "CAUSAL_LM") else ""
             raise UserError(
@@ -238,7 +248,10 @@ def _sort_names(raws: Iterable[str], names: Names, file: Path) -> tuple[dict[str
             target = f"{names.module(name.removesuffix(ending))}.weight"
             place, part = factors.setdefault(target, {}), _FACTORS[ending]
         elif any(piece.startswith("lora_") for piece in name.split(".")):
-            raise UserError(f"{file}: the tensor '{raw}' is not a part of a plain LoRA adapter")
+            hint = ": save it with PEFT's save_pretrained, which leaves the adapter's name out of the names of tensors"
+            raise UserError(
+                f"{file}: the tensor '{raw}' is not a part of a plain LoRA adapter{hint if _NAMED.search(name) else ''}"
+            )
         else:
             place, part = whole, names.tensor(name)
         if part in place:
