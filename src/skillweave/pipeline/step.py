@@ -120,7 +120,11 @@ def read_marker(folder: Path) -> dict[str, Any]:
     marker = folder / MARKER
     if not marker.exists():
         return {}
-    return read_object(marker, {"key": str, "done": bool, "inputs": dict}, again(folder))
+    keys = {"key": str, "done": bool, "inputs": dict}
+    state = read_object(marker, keys, again(folder), optional={"seconds": (int, float)})
+    if not isinstance(state["inputs"].get("built_on"), dict):
+        raise UserError(f"{marker}: 'inputs' does not say what the step was built on. {again(folder)}")
+    return state
 
 
 def read_result(folder: Path, name: str, keys: Mapping[str, type | tuple[type, ...]]) -> dict[str, Any]:
