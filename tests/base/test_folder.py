@@ -119,6 +119,19 @@ def with_tensor(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Ca
     return damage
 
 
+def instead(*files: str) -> Callable[[Path], None]:
+    """Put these files in the place of the weights, and beside them what trainers keep as pickle."""
+
+    def damage(folder: Path) -> None:
+        weights = folder / "model.safetensors"
+        for name in (*files, "training_args.bin", "rng_state_0.pth", "optimizer.pt"):
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(weights, folder / name)
+        weights.unlink()
+
+    return damage
+
+
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
 
 
@@ -147,6 +160,15 @@ Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
         (wrapped("", "_orig_mod."), r"'_orig_mod\.model\..*' is 'model\..*that torch\.compile wrapped"),
         (wrapped("", "module._orig_mod."), r"'module\._orig_mod\.model\..*' is 'model\..*take 'module\.' out"),
         (wrapped(".mlp.", "._fsdp_wrapped_module.mlp."), r"is 'model\.layers\..*mlp.*that FSDP wrapped"),
+        (wrapped("", "pretrained_model."), r"is 'model\..*that a value head of TRL wrapped"),
+        (wrapped("", "base_model.model."), r"is 'model\..*that PEFT wrapped .*merge_and_unload"),
+        (wrapped("q_proj.", "q_proj.base_layer."), rf"is '{Q_PROJ}' .*that PEFT wrapped .*merge_and_unload"),
+        (instead(), r"no model\.safetensors: the weights are missing"),
+        (instead("pytorch_model.bin"), r"as pickle \(pytorch_model\.bin\)"),
+        (instead("pytorch_model_fsdp_0/__0_0.distcp"), r"FSDP.* accelerate merge-weights \S*/pytorch_model_fsdp_0 NEW"),
+        (instead("zero_to_fp32.py", "global_step9/x.pt"), r"DeepSpeed.* python \S*/zero_to_fp32\.py --safe_serial"),
+        (instead("checkpoint-5/config.json", "checkpoint-10/config.json"), r"Name one of them, .*/checkpoint-10$"),
+        (instead("model-00001-of-00001.safetensors"), r"neither .* nor .*\.index\.json, which says that model-00001"),
         (with_tensor(Q_PROJ, lambda t: t[:, :8].clone()), rf"do not fit config\.json: '{Q_PROJ}' has the shape"),
         (with_tensor(Q_PROJ, lambda t: t[:0].clone()), rf"'{Q_PROJ}' has the shape \(0, 64\)"),
         (with_tensor(Q_PROJ, lambda t: t.to(torch.int8)), rf"'{Q_PROJ}' is stored as int8"),
@@ -192,8 +214,13 @@ ODD_CONFIGS = [
     ({"model_type": 3}, "architecture"),
     ({"model_type": ["llama"]}, "architecture"),
     ({"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config"}}, "'evil'.*never run"),
-    ({"model_type": "bert"}, "the weights do not have the tensor 'bert"),
+    ({"model_type": "bert"}, "is_decoder is false, .* not a causal language model"),
+    ({"model_type": "bert", "is_decoder": True}, "the weights do not have the tensor 'bert"),
+    ({"model_type": "xlm"}, "causal is false, .* not a causal language model"),
     ({"model_type": "vit"}, "not a causal language model"),
+    ({"model_type": "llava"}, "not a causal language model.*text_config"),
+    ({"model_type": "t5", "is_encoder_decoder": True}, "an encoder with a decoder, not a causal language model"),
+    ({"model_type": "bart"}, "an encoder with a decoder, not a causal language model"),
     ({"num_hidden_layers": 10**7}, "num_hidden_layers is 10000000"),
     ({"num_hidden_layers": 60_000, "layer_types": None}, "more than .* modules"),
     ({"num_labels": 10**9}, "num_labels is 1000000000"),

@@ -15,7 +15,7 @@ import torch
 from peft import LoraConfig, PeftModel, PeftType, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3ForCausalLM, Gemma3ForConditionalGeneration
 
 from helpers.micro import save_micro
 from helpers.tuned import save_adapter
@@ -85,6 +85,43 @@ def test_names_under_another_prefix(
         stored, usual = (load_file(f / "adapter_model.safetensors") for f in (tmp_path / "delta", adapters[kind]))
         assert stored.keys() == usual.keys()
         assert all(torch.equal(stored[name], usual[name]) for name in usual)
+
+
+def test_an_adapter_and_a_fine_tune_of_the_language_model_in_a_multimodal_base(tmp_path: Path) -> None:
+    """The adapter's names may be those of the text model alone, or those that older transformers wrote."""
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = Gemma3Config(
+        text_config={**sizes, "vocab_size": 40, "num_key_value_heads": 1, "head_dim": 8},
+        vision_config={**sizes, "image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=4,
+    )
+    model = Gemma3ForConditionalGeneration(config)
+    model.save_pretrained(tmp_path / "multi")
+    alone = Gemma3ForCausalLM(config.text_config)
+    alone.model.load_state_dict(model.model.language_model.state_dict())
+    torch.nn.init.ones_(alone.model.layers[0].mlp.up_proj.weight)
+    alone.save_pretrained(tmp_path / "alone")
+    for sides in (("multi", "alone"), ("alone", "multi")):
+        with pytest.raises(UserError, match=r"/multi\) reads more than text, .*/alone\) is a language model alone"):
+            Delta.between(*(tmp_path / side for side in sides))
+    joined = Gemma3ForConditionalGeneration.from_pretrained(tmp_path / "multi")
+    joined.model.language_model.load_state_dict(alone.model.state_dict())  # as the error says
+    joined.save_pretrained(tmp_path / "joined")
+    changed = "model.language_model.layers.0.mlp.up_proj.weight"
+    assert Delta.between(tmp_path / "multi", tmp_path / "joined").names() == [changed]
+    targets = LoraConfig(r=2, target_modules=r".*language_model.*\.up_proj", init_lora_weights=False)
+    get_peft_model(model, targets).save_pretrained(tmp_path / "adapter")
+    expected = Delta.from_lora(tmp_path / "adapter", tmp_path / "multi")
+    assert expected.names() == [changed]
+    for kind, prefix in {"text": "model.", "older": "language_model.model.", "bare": "language_model."}.items():
+        odd = changed_copy(
+            tmp_path / "adapter",
+            tmp_path / kind,
+            tensors=lambda stored, prefix=prefix: {
+                name.replace("model.language_model.", prefix): stored[name] for name in stored
+            },
+        )
+        assert same(Delta.from_lora(odd, tmp_path / "multi"), expected)
 
 
 def test_two_names_of_one_tensor_are_refused(micro_base: Path, adapters: dict[str, Path], tmp_path: Path) -> None:

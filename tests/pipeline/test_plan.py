@@ -93,7 +93,11 @@ def test_after_a_build_everything_is_done(settings: dict[str, Any], finished: Pa
     [
         ("base.json", '{"a fingerprint": []}'),
         ("sort/delta/step.json", "[]"),
+        ("sort/delta/step.json", '{"key": "", "done": true, "inputs": {"built_on": {}}, "seconds": "x"}'),
+        ("sort/delta/step.json", '{"key": "", "done": true, "inputs": {"built_on": []}}'),
         ("sort/score-base/score.json", '{"mean": 1}'),
+        ("sort/score-base/score.json", '{"mean": NaN, "low": 0, "high": 1, "n": 8}'),
+        ("sort/score-base/score.json", '{"mean": true, "low": 0, "high": 1, "n": 8}'),
         ("weave/confusion/confusion.json", None),
     ],
 )

@@ -72,11 +72,10 @@ def config_of(values: Mapping[str, Any], folder: Path) -> Any:
 def skeleton_of(config: Any, files: ModelFolder) -> Any:
     """A model of the config's class without weights (``meta`` device): its names, its ties and its kinds of layers.
 
-    Raises :class:`UserError` if the class cannot be built from the config, and if it would be far larger than the
-    files, because even an empty model takes time for every layer.
+    Raises :class:`UserError` if the class cannot be built from the config, if it is no causal language model, and if it
+    would be far larger than the files, because even an empty model takes time for every layer.
     """
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise UserError(f"{files.path}: '{config.model_type}' is not a causal language model that transformers knows")
+    _check_decoder_only(config, files.path)
     limit = 10_000 + 64 * len(files.headers)
     modules = 0
 
@@ -99,6 +98,7 @@ def skeleton_of(config: Any, files: ModelFolder) -> Any:
         ) from error
     finally:
         counting.remove()
+    _check_causal(model, files.path / CONFIG)
     buffers = sum(buffer.nbytes for buffer in model.buffers())
     stored = sum(file.stat().st_size for file in files.weights)
     if buffers > max(_LARGEST_BUFFERS, stored):
@@ -107,6 +107,40 @@ def skeleton_of(config: Any, files: ModelFolder) -> Any:
             f"{stored / 1e9:.1f} GB: a size in it is wrong. Download the folder again."
         )
     return model
+
+
+def _check_decoder_only(config: Any, folder: Path) -> None:
+    """Raise unless transformers has a causal language model of the config that is the whole of it."""
+    kind = config.model_type
+    # transformers would open the decoder of some, such as BART and Whisper, and leave the encoder out.
+    if getattr(config, "is_encoder_decoder", False):
+        raise UserError(
+            f"{folder}: '{kind}' is an encoder with a decoder, not a causal language model. Name a model that is a "
+            f"decoder alone, such as a Llama, Qwen or Gemma."
+        )
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        part = (
+            "It reads more than text: save its language model (text_config, with the language_model and lm_head of the "
+            "weights) as a folder of its own, and name that."
+            if hasattr(config, "text_config")
+            else "Name one that it opens with AutoModelForCausalLM."
+        )
+        raise UserError(f"{folder}: '{kind}' is not a causal language model that transformers knows. {part}")
+
+
+def _check_causal(model: Any, path: Path) -> None:
+    """Raise for a model of the BERT kind whose tokens see those behind them: it fills gaps and cannot generate."""
+    config = model.config
+    masked = getattr(config, "is_decoder", None) is False and any(
+        getattr(module, "is_decoder", None) is False for module in model.modules()
+    )
+    if masked or getattr(config, "causal", None) is False:
+        key = "is_decoder" if masked else "causal"
+        raise UserError(
+            f"{path}: {key} is false, so this {config.model_type} is a masked language model, not a causal language "
+            f"model: each token sees those behind it. Name a model that generates text, or set {key} to true if it was "
+            f"trained that way."
+        )
 
 
 class _TooLargeError(Exception):

@@ -22,6 +22,8 @@ from skillweave.terminal import one_line
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
+_TRAINERS = ("optimizer", "scheduler", "scaler", "rng_state", "random_states", "training_args")
+"""Beginnings of the names of pickled files that are the state of a training, and no weights."""
 _USED = {".json", ".safetensors", ".txt", ".model", ".jinja"}
 """Suffixes of the files that SkillWeave, or transformers' tokenizers, open in a folder."""
 
@@ -151,7 +153,7 @@ def _weights(folder: Path) -> tuple[tuple[Path, ...], dict[str, Path]]:
         return tuple(files), owners
     if single.is_file():
         return (single,), {}
-    if pickles := sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pt")) + sorted(folder.glob("*.pth")):
+    if pickles := _pickles(folder):
         raise UserError(
             f"{folder} holds its weights as pickle ({pickles[0].name}), which can run code when it is opened, so it "
             f"is not opened. Convert it where you trust it: "
@@ -161,7 +163,39 @@ def _weights(folder: Path) -> tuple[tuple[Path, ...], dict[str, Path]]:
         raise UserError(
             f"{folder} is the work folder of a training, not a model: its result is the delta {folder / 'delta'}"
         )
+    if unlike := _of_a_trainer(folder):
+        raise UserError(f"{folder} has a config.json and no {SINGLE}: {unlike}")
+    if others := sorted(folder.glob("*.safetensors")):
+        raise UserError(
+            f"{folder} has neither {SINGLE} nor {INDEX}, which says that {others[0].name} is a part of the model. "
+            f"Download the folder again, or save the model with save_pretrained."
+        )
     raise UserError(f"{folder} has a config.json and no {SINGLE}: the weights are missing. Download the folder again.")
+
+
+def _of_a_trainer(folder: Path) -> str | None:
+    """What a trainer left in a folder in place of weights, and how to make a model of it; None if nothing is known."""
+    parts = sorted(
+        {file.parent for pattern in ("*.distcp", "pytorch_model*/*.distcp") for file in folder.glob(pattern)}
+    )
+    if parts:
+        return f"it holds the parts of a model that FSDP trained. Join them: accelerate merge-weights {parts[0]} NEW"
+    if (folder / "zero_to_fp32.py").exists() or any(folder.glob("global_step*")):
+        return (
+            f"it holds the parts of a model that DeepSpeed trained. Join them (where you trust it): python "
+            f"{folder / 'zero_to_fp32.py'} --safe_serialization {folder} NEW, and copy config.json and the tokenizer"
+        )
+    saved = [place for place in folder.glob("checkpoint-*") if (place / CONFIG).is_file()]
+    if saved:
+        last = max(saved, key=lambda place: (len(place.name), place.name))
+        return f"the models are its {len(saved)} checkpoints. Name one of them, such as {last}"
+    return None
+
+
+def _pickles(folder: Path) -> list[Path]:
+    """The pickled files that could be weights, without what trainers keep beside them."""
+    found = [file for ending in ("bin", "pt", "pth") for file in sorted(folder.glob(f"*.{ending}"))]
+    return [file for file in found if not file.name.startswith(_TRAINERS)]
 
 
 def _read_index(folder: Path) -> dict[str, Path]:

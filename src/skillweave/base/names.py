@@ -22,6 +22,9 @@ WRAPPERS = {
     "module": "DistributedDataParallel or DeepSpeed",
     "_fsdp_wrapped_module": "FSDP",
     "_checkpoint_wrapped_module": "activation checkpointing",
+    "pretrained_model": "a value head of TRL",
+    "base_model": "PEFT",
+    "base_layer": "PEFT",
 }
 """Part of a tensor's name -> what wraps a module and adds that part."""
 
@@ -89,10 +92,11 @@ class NameRule:
             inner = self._name_of(".".join(part for part in parts if part not in WRAPPERS))
             if inner is not None and inner not in names:
                 wrapper = next(part for part in parts if part in WRAPPERS)
-                raise UserError(
-                    f"{where}: '{raw}' is '{inner}' of a model that {WRAPPERS[wrapper]} wrapped when it was saved. "
-                    f"Save the model inside it, or take '{wrapper}.' out of the names of the tensors."
-                )
+                by = WRAPPERS[wrapper]
+                fix = f"Save the model inside it, or take '{wrapper}.' out of the names of the tensors."
+                if by == "PEFT":
+                    fix = "Merge the adapter before you save the model (merge_and_unload), or save the adapter alone."
+                raise UserError(f"{where}: '{raw}' is '{inner}' of a model that {by} wrapped when it was saved. {fix}")
 
     def missing(self, stored: Iterable[str], ties: Mapping[str, str]) -> list[str]:
         """The class's parameters that the files' tensors ``stored`` do not fill, sorted.

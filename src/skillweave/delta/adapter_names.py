@@ -22,7 +22,8 @@ class Names:
     """The names of a base's tensors and modules, looked up by the names that adapters use.
 
     An adapter may leave out the base model's prefix (``model.``), have it twice, or have the ``language_model.`` of a
-    multimodal model that contains this one. A name that is not found is returned unchanged.
+    multimodal model that contains this one. It may also lack the ``language_model.`` of a multimodal base, or have it
+    in another place, as older transformers named it. A name that is not found is returned unchanged.
     """
 
     def __init__(self, tensors: Iterable[str], modules: Iterable[str] = (), prefix: str = "model") -> None:
@@ -62,9 +63,11 @@ class Names:
         bare = name
         while bare.startswith(start):
             bare = bare.removeprefix(start)
-        for variant in (bare, bare.removeprefix("language_model."), bare.removeprefix("language_model.model.")):
+        text = bare.removeprefix("language_model.")
+        for variant in (bare, text, text.removeprefix("model.")):
             yield f"{start}{variant}"
             yield variant
+        yield f"{start}language_model.{text.removeprefix('model.')}"
 
 
 def value_for(module: str, patterns: Mapping[str, Any] | None, default: Any, where: str) -> Any:

@@ -115,6 +115,11 @@ def _stored_otherwise(name: str, owner: Checkpoint, other: Checkpoint) -> bool:
     return rules.rename(name)[0] in other or any(rules.rename(one)[0] == name for one in other.names())
 
 
+def _around_text(name: str) -> str:
+    """The name that a tensor of a language model has in a multimodal model around it."""
+    return f"model.language_model.{name.removeprefix('model.')}"
+
+
 def _one_side_only(name: str, owner: Checkpoint, owner_role: str, other: Checkpoint, other_role: str) -> UserError:
     """The error for a tensor that only ``owner`` has. The roles are "base" and "tuned model"."""
     if name in other.tied:
@@ -131,6 +136,16 @@ def _one_side_only(name: str, owner: Checkpoint, owner_role: str, other: Checkpo
             f"{count} such tensors. Save both in one form: model = AutoModelForCausalLM.from_pretrained(BASE), then "
             f"model.load_state_dict(TUNED.state_dict()), then model.save_pretrained(FOLDER)."
         )
+    for text, role, multi, multi_role in (
+        (owner, owner_role, other, other_role),
+        (other, other_role, owner, owner_role),
+    ):
+        if any(_around_text(one) in multi for one in text.names()):
+            return UserError(
+                f"the {multi_role} ({multi.where}) reads more than text, and the {role} ({text.where}) is a language "
+                f"model alone. Save both in one form: MULTI.model.language_model.load_state_dict("
+                f"TEXT.model.state_dict()), then MULTI.save_pretrained(FOLDER)."
+            )
     return UserError(
         f"'{name}' is in the {owner_role} ({owner.where}) only, not in the {other_role} ({other.where}); {count} such "
         f"tensors. A delta needs the same architecture on both sides: name the base that was tuned; a PEFT "

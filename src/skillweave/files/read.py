@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import errno
 import io
+import math
 import os
 import stat
 from collections.abc import Iterator, Mapping
@@ -176,11 +177,18 @@ def read_json(path: str | Path, wanted: str = "a file") -> Any:
     return parse_json(read_text(path, wanted), str(path))
 
 
-def read_object(path: str | Path, keys: Mapping[str, type | tuple[type, ...]], fix: str) -> dict[str, Any]:
+def read_object(
+    path: str | Path,
+    keys: Mapping[str, type | tuple[type, ...]],
+    fix: str,
+    *,
+    optional: Mapping[str, type | tuple[type, ...]] | None = None,
+) -> dict[str, Any]:
     """The object in a JSON file that this program wrote earlier, such as the state of a run.
 
-    ``keys`` are keys that it must have, each with the type of the value. Raises :class:`UserError` if the file is
-    missing or damaged; ``fix`` tells a person what to do then.
+    ``keys`` are keys that it must have, each with the type of the value; those of ``optional`` may be missing. A number
+    must be finite, and true is none. Raises :class:`UserError` if the file is missing or damaged; ``fix`` tells a
+    person what to do then.
     """
     try:
         value = read_json(path)
@@ -188,12 +196,19 @@ def read_object(path: str | Path, keys: Mapping[str, type | tuple[type, ...]], f
         raise UserError(f"{error}. {fix}") from error
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected a JSON object, found {shown_value(value)}. {fix}")
-    for key, kind in keys.items():
+    for key, kind in {**(optional or {}), **keys}.items():
         if key not in value:
-            raise UserError(f"{path}: the key '{key}' is missing. {fix}")
-        if not isinstance(value[key], kind):
+            if key in keys:
+                raise UserError(f"{path}: the key '{key}' is missing. {fix}")
+        elif not _is_kind(value[key], kind):
             raise UserError(f"{path}: '{key}' has a value of the wrong kind, {shown_value(value[key])}. {fix}")
     return value
+
+
+def _is_kind(value: Any, kind: type | tuple[type, ...]) -> bool:
+    """Whether a value of a JSON file has one of these types; NaN and infinity have none."""
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    return type(value) in kinds and not (isinstance(value, float) and not math.isfinite(value))
 
 
 def read_json_lines(path: str | Path, wanted: str = "a JSONL file") -> Iterator[tuple[str, Any]]:

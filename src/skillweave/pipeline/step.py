@@ -13,7 +13,7 @@ from rich.text import Text
 
 from skillweave.artefact import disk_errors, sweep, write_json
 from skillweave.delta.config_values import other_than_recorded, recorded_values
-from skillweave.errors import UserError
+from skillweave.errors import UserError, shown_value
 from skillweave.files.disk import make_folders
 from skillweave.files.hashes import digest
 from skillweave.files.read import read_object
@@ -67,7 +67,7 @@ class BuildStep:
         An input that was built on is shown by its name (``sort/delta``), a setting with both values
         (``zip.ratio (0.5, now 0.25)``). Needs that have no key yet do not count.
         """
-        before = dict(recorded["built_on"])
+        before = dict(recorded.get("built_on", {}))
         changed = []
         for name in self.needs:
             key = before.pop(_LABELS.get(name, name), None)
@@ -120,7 +120,11 @@ def read_marker(folder: Path) -> dict[str, Any]:
     marker = folder / MARKER
     if not marker.exists():
         return {}
-    return read_object(marker, {"key": str, "done": bool, "inputs": dict}, again(folder))
+    keys = {"key": str, "done": bool, "inputs": dict}
+    state = read_object(marker, keys, again(folder), optional={"seconds": (int, float)})
+    if not isinstance(state["inputs"].get("built_on", {}), dict):
+        raise UserError(f"{marker}: 'built_on' is {shown_value(state['inputs']['built_on'])}. {again(folder)}")
+    return state
 
 
 def read_result(folder: Path, name: str, keys: Mapping[str, type | tuple[type, ...]]) -> dict[str, Any]:

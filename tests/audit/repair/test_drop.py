@@ -9,6 +9,7 @@ import pytest
 
 from helpers.terminal import run
 from skillweave.audit.data.read import line_digest
+from skillweave.audit.repair import drop as drop_module
 from skillweave.audit.repair.drop import drop
 from skillweave.errors import UserError
 
@@ -89,6 +90,23 @@ def test_an_audit_of_data_is_of_one_file_as_it_was(data: Path, tmp_path: Path) -
     assert "is inside the audit" in inside.err
     stream = run("audit", "drop", data, "--audit", of_both, "-o", "/dev/stdout")
     assert "beside which OUT.dropped.jsonl is written" in stream.err
+
+
+def test_an_audit_that_is_replaced_meanwhile_is_read_again(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = [{"file": "old.jsonl", "line": line, "flagged": line == 1} for line in (1, 3, 5)]
+    folder = audit(tmp_path / "audit", "records.jsonl", *old)
+    named = drop_module._audited_file
+
+    def then_replaced(records: Path, of: Path) -> str | None:
+        name = named(records, of)
+        if name == "old.jsonl":
+            audit(folder, "records.jsonl", {"file": "data.jsonl", "line": 5, "flagged": True})
+        return name
+
+    monkeypatch.setattr(drop_module, "_audited_file", then_replaced)
+    assert drop_module.read_flagged([folder], data).lines == {5: [str(folder)]}
 
 
 def test_what_does_not_fit_together_writes_nothing(data: Path, tmp_path: Path) -> None:

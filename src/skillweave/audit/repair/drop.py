@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from skillweave.errors import UserError, shown_value
 from skillweave.files.parse_json import parse_json
 from skillweave.files.read import is_file, open_file, read_json_lines, split_lines
 from skillweave.files.recover import settle
+from skillweave.files.whole import read_whole
 from skillweave.progress import share_of
 from skillweave.units import human_bytes
 
@@ -46,6 +48,19 @@ class Flagged:
     audited: dict[str, int] = field(default_factory=dict)
     unread: dict[str, int] = field(default_factory=dict)
     by_prompt: list[set[str]] = field(default_factory=list)
+
+    def join(self, other: Flagged) -> None:
+        """Add what a further audit flagged."""
+        flags: list[tuple[dict[Any, list[str]], dict[Any, list[str]]]]
+        flags = [(self.lines, other.lines), (self.ids, other.ids), (self.prompts, other.prompts)]
+        for ours, theirs in flags:
+            for key, audits in theirs.items():
+                ours.setdefault(key, []).extend(audits)
+        self.line_ids |= other.line_ids
+        self.digests |= other.digests
+        self.audited |= other.audited
+        self.unread |= other.unread
+        self.by_prompt += other.by_prompt
 
 
 @dataclass(frozen=True)
@@ -142,23 +157,31 @@ def read_flagged(audits: Sequence[Path], data: Path) -> Flagged:
     found = Flagged()
     for folder in audits:
         settle(folder)
-        files = [folder / name for name in (RECORDS, PROMPTS) if is_file(folder / name)]
-        if not files:
-            raise UserError(
-                f"--audit {folder} is no folder with {RECORDS} (of `skillweave audit data`) or {PROMPTS} (of "
-                "`skillweave audit rollouts`): name the folder of an audit"
-            )
-        for file in files:
-            ours = _audited_file(file, data) if file.name == RECORDS else None
-            for where, row in _rows(file):
-                if not isinstance(row.get("flagged"), bool):
-                    raise UserError(f"{where}: expected an object with `flagged`: true or false; run the audit again")
-                if row["flagged"] and row.get("file") == ours:
-                    _add(found, row, file.name == RECORDS, where, str(folder))
-            if file.name == RECORDS and is_file(folder / MALFORMED):
-                bad = sum(row.get("file") == ours for _, row in _rows(folder / MALFORMED))
-                found.unread[str(folder)] = bad
-                found.audited[str(folder)] = bad + sum(row.get("file") == ours for _, row in _rows(file))
+        # The records are read more than once, and an audit that ends meanwhile replaces the folder.
+        found.join(read_whole(folder, (RECORDS, PROMPTS, MALFORMED), partial(_read_audit, folder, data)))
+    return found
+
+
+def _read_audit(folder: Path, data: Path) -> Flagged:
+    """What the audit in one folder flagged."""
+    found = Flagged()
+    files = [folder / name for name in (RECORDS, PROMPTS) if is_file(folder / name)]
+    if not files:
+        raise UserError(
+            f"--audit {folder} is no folder with {RECORDS} (of `skillweave audit data`) or {PROMPTS} (of "
+            "`skillweave audit rollouts`): name the folder of an audit"
+        )
+    for file in files:
+        ours = _audited_file(file, data) if file.name == RECORDS else None
+        for where, row in _rows(file):
+            if not isinstance(row.get("flagged"), bool):
+                raise UserError(f"{where}: expected an object with `flagged`: true or false; run the audit again")
+            if row["flagged"] and row.get("file") == ours:
+                _add(found, row, file.name == RECORDS, where, str(folder))
+        if file.name == RECORDS and is_file(folder / MALFORMED):
+            bad = sum(row.get("file") == ours for _, row in _rows(folder / MALFORMED))
+            found.unread[str(folder)] = bad
+            found.audited[str(folder)] = bad + sum(row.get("file") == ours for _, row in _rows(file))
     return found
 
 
