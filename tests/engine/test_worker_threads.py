@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,9 @@ def test_they_end_and_come_back_when_they_are_needed(two_threads) -> None:
 
 def test_a_job_beside_the_steps_leaves_none(two_threads) -> None:
     async def work() -> tuple[int, int]:
-        await beside_steps(lambda: None)  # the thread of the event loop's pool
+        # One thread, because a pool starts another one if the first has not yet said that it is idle.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        await beside_steps(lambda: None)
         free_worker_threads()
         before = threads()
         await beside_steps(computed)
