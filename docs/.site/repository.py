@@ -14,8 +14,12 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[2]
-PATTERNS = ("benchmarks/results/*.svg", "examples/*.yaml", "examples/*.py", "src/skillweave/demo/weave.yaml")
-_LINK = re.compile(r"\]\(\.\./((?:\.\./)*(?:benchmarks/results|examples|src/skillweave/demo)/[\w.-]+)\)")
+PATTERNS = (
+    "benchmarks/results/*.svg",
+    *(f"examples/**/*.{kind}" for kind in ("yaml", "py", "json", "jsonl", "service")),
+    "src/skillweave/demo/weave.yaml",
+)
+_LINK = re.compile(r"\]\(\.\./((?:\.\./)*(?:benchmarks/results|examples|src/skillweave/demo)/[\w./-]+)\)")
 
 
 def on_files(files: Files, *, config: Any) -> Files:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
+import sys
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 import yaml
@@ -53,6 +56,20 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert file.exists(), f"{page.name}: {target}"
         if anchor and file.suffix == ".md" and file.name != "python.md":
             assert anchor in _anchors(file), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_out_of_the_docs_are_on_the_site(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``make docs`` fails for a link that its hook does not know. mkdocs itself is not installed with the tests."""
+    for name in ("mkdocs", "mkdocs.structure", "mkdocs.structure.files"):
+        monkeypatch.setitem(sys.modules, name, MagicMock())
+    hook = runpy.run_path(str(DOCS / ".site" / "repository.py"))
+    known = {path for pattern in hook["PATTERNS"] for path in ROOT.glob(pattern)}
+    for target in _LINK.findall(_prose(page)):
+        file = (page.parent / target.partition("#")[0]).resolve()
+        if not re.match(r"[a-z]+:|#", target) and not file.is_relative_to(DOCS):
+            assert file in known, f"{target}: add a pattern to docs/.site/repository.py"
+            assert hook["on_page_markdown"](f"[x]({target})") == f"[x]({target[3:]})", target
 
 
 def test_navigation_and_start_page_name_every_page() -> None:
