@@ -29,6 +29,11 @@ WRAPPERS = {
 """Part of a tensor's name -> what wraps a module and adds that part."""
 
 
+def wrapper_in(name: str) -> str | None:
+    """The first part of a tensor's name that a wrapper has added; None if there is none."""
+    return next((part for part in name.split(".") if part in WRAPPERS), None)
+
+
 class RenameRules:
     """transformers' rules for one model class; ``model`` is a model of it, with or without values.
 
@@ -88,10 +93,9 @@ class NameRule:
     def _check_wrapped(self, left_over: Iterable[str], names: Mapping[str, str], where: str) -> None:
         """Raise :class:`UserError` for a tensor whose name fits once the names of wrappers are taken out."""
         for raw in left_over:
-            parts = raw.split(".")
-            inner = self._name_of(".".join(part for part in parts if part not in WRAPPERS))
-            if inner is not None and inner not in names:
-                wrapper = next(part for part in parts if part in WRAPPERS)
+            wrapper = wrapper_in(raw)
+            inner = self._name_of(".".join(part for part in raw.split(".") if part not in WRAPPERS))
+            if wrapper is not None and inner is not None and inner not in names:
                 by = WRAPPERS[wrapper]
                 fix = f"Save the model inside it, or take '{wrapper}.' out of the names of the tensors."
                 if by == "PEFT":

@@ -19,7 +19,7 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from skillweave.base.checkpoint import Checkpoint
-from skillweave.base.names import WRAPPERS
+from skillweave.base.names import WRAPPERS, wrapper_in
 from skillweave.base.safetensors_io import Spec, TensorFiles, read_headers, spec_bytes, write_stream
 from skillweave.delta.adapter_config import CONFIG_FILE, WEIGHTS_FILE, read_adapter_config, why_merged
 from skillweave.delta.adapter_names import PREFIX, SAVED, Names, value_for
@@ -217,7 +217,7 @@ def _check_fits(adapter: Adapter, base: Checkpoint) -> None:
     vocabulary = base.vocabulary_names()
     for name, (shape, _) in adapter.specs.items():
         if name not in base:
-            wrapper = next((part for part in name.split(".") if part in WRAPPERS), None)
+            wrapper = wrapper_in(name)
             if wrapper is not None:
                 raise UserError(
                     f"{adapter.file} changes '{name}', as {WRAPPERS[wrapper]} names it when it wraps a model: save the "
