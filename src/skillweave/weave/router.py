@@ -28,6 +28,7 @@ from skillweave.base import Base, Prompt
 from skillweave.base.batching import by_length, pad_left
 from skillweave.base.chat import PromptOrIds
 from skillweave.base.generate import encode_prompts
+from skillweave.base.hidden_states import hidden_states_at
 from skillweave.base.safetensors_io import read_tensors, write_tensors
 from skillweave.base.sizes import layer_count
 from skillweave.delta.schema import dtype_name
@@ -245,8 +246,8 @@ def check_layer(base: Base, layer: int | None) -> None:
 def features(base: Base, prompts: Sequence[PromptOrIds], layer: int, *, batch_size: int = 16) -> torch.Tensor:
     """The mean hidden state of each prompt at ``layer``, float32 (N, F).
 
-    The first token is left out, unless it is the only one. This is a forward pass of the plain base without its head,
-    so it must not be called inside a ``rows`` context.
+    The first token is left out, unless it is the only one. This is a forward pass of the plain base as far as the
+    layer, so it must not be called inside a ``rows`` context.
     """
     model = base.model
     encoded = encode_prompts(model, base.tokenizer, prompts)
@@ -254,9 +255,9 @@ def features(base: Base, prompts: Sequence[PromptOrIds], layer: int, *, batch_si
     for batch in by_length([len(ids) for ids in encoded], batch_size, shortest_first=True):
         ids, mask = pad_left([encoded[index] for index in batch], 0, model.device)
         positions = (mask.cumsum(-1) - 1).clamp_min(0)
-        states = model.base_model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, output_hidden_states=True, use_cache=False
-        ).hidden_states[layer]
+        states = hidden_states_at(
+            model, layer, input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
+        )
         counted = mask.bool() & ((positions > 0) | (mask.sum(-1, keepdim=True) == 1))
         # Padded positions may hold NaN, so they are replaced by zero and not multiplied with it.
         total = torch.where(counted[..., None], states.float(), 0.0).sum(1)

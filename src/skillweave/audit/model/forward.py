@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from skillweave.base.batching import IGNORED, TokenRow, by_length, pad_left, padded
+from skillweave.base.hidden_states import find_decoder_layers
 from skillweave.base.sizes import layer_count
 from skillweave.base.tokens import tokenized
 from skillweave.errors import UserError
@@ -61,13 +62,13 @@ def residuals(model: Any, encoded: Sequence[Sequence[int]], pad: int, batch_size
 
 def decoder_layers(model: Any) -> nn.ModuleList:
     """Return the list of the model's layers. Raises :class:`UserError` if it has no such list."""
-    count = layer_count(model)
-    lists = [one for one in model.modules() if isinstance(one, nn.ModuleList) and len(one) == count]
-    if not lists:
+    layers = find_decoder_layers(model)
+    if layers is None:
         raise UserError(
-            f"{type(model).__name__} has no list of {count} layers, so nothing can be added to its residual stream"
+            f"{type(model).__name__} has no list of {layer_count(model)} layers, so nothing can be added to its "
+            f"residual stream"
         )
-    return lists[0]
+    return layers
 
 
 @contextlib.contextmanager
