@@ -99,8 +99,8 @@ def test_an_audit_that_is_replaced_meanwhile_is_read_again(
     folder = audit(tmp_path / "audit", "records.jsonl", *old)
     named = drop_module._audited_file
 
-    def then_replaced(records: Path, of: Path) -> str | None:
-        name = named(records, of)
+    def then_replaced(where: Path, names: list[str | None], of: Path) -> str | None:
+        name = named(where, names, of)
         if name == "old.jsonl":
             audit(folder, "records.jsonl", {"file": "data.jsonl", "line": 5, "flagged": True})
         return name
@@ -119,6 +119,7 @@ def test_what_does_not_fit_together_writes_nothing(data: Path, tmp_path: Path) -
         (everything, "all 5 records .* nothing would be left"),
         ([{"line": 0, "flagged": True}], "`line` must be a whole number from 1, found 0"),
         ([{"line": 1}], "line 1: expected an object with `flagged`"),
+        ([{"line": 1, "file": ["x"], "flagged": True}], r"line 1: `file` must be a text, found \['x'\]"),
     ]
     for rows, message in cases:
         with pytest.raises(UserError, match=message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -157,7 +158,7 @@ def read_flagged(audits: Sequence[Path], data: Path) -> Flagged:
     found = Flagged()
     for folder in audits:
         settle(folder)
-        # The records are read more than once, and an audit that ends meanwhile replaces the folder.
+        # Several files are read, and an audit that ends meanwhile replaces the folder.
         found.join(read_whole(folder, (RECORDS, PROMPTS, MALFORMED), partial(_read_audit, folder, data)))
     return found
 
@@ -172,16 +173,23 @@ def _read_audit(folder: Path, data: Path) -> Flagged:
             "`skillweave audit rollouts`): name the folder of an audit"
         )
     for file in files:
-        ours = _audited_file(file, data) if file.name == RECORDS else None
+        is_record = file.name == RECORDS
+        # Which file an audit of data is about is known when all its records are read.
+        flagged: dict[str | None, list[tuple[str, dict[str, Any]]]] = {}
+        counts: Counter[str | None] = Counter()
         for where, row in _rows(file):
             if not isinstance(row.get("flagged"), bool):
                 raise UserError(f"{where}: expected an object with `flagged`: true or false; run the audit again")
-            if row["flagged"] and row.get("file") == ours:
-                _add(found, row, file.name == RECORDS, where, str(folder))
-        if file.name == RECORDS and is_file(folder / MALFORMED):
+            counts[row.get("file")] += 1
+            if row["flagged"]:
+                flagged.setdefault(row.get("file"), []).append((where, row))
+        ours = _audited_file(folder, list(counts), data) if is_record else None
+        for where, row in flagged.get(ours, []):
+            _add(found, row, is_record, where, str(folder))
+        if is_record and is_file(folder / MALFORMED):
             bad = sum(row.get("file") == ours for _, row in _rows(folder / MALFORMED))
             found.unread[str(folder)] = bad
-            found.audited[str(folder)] = bad + sum(row.get("file") == ours for _, row in _rows(file))
+            found.audited[str(folder)] = bad + counts[ours]
     return found
 
 
@@ -190,20 +198,21 @@ def _rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for where, row in read_json_lines(file, "the folder of an audit"):
         if not isinstance(row, dict):
             raise UserError(f"{where}: expected an object, found {shown_value(row)}; run the audit again")
+        if not isinstance(row.get("file"), str | None):
+            raise UserError(f"{where}: `file` must be a text, found {shown_value(row['file'])}; run the audit again")
         yield where, row
 
 
-def _audited_file(records: Path, data: Path) -> str | None:
-    """The name of ``data`` in an audit of data. An audit of one file is of ``data``, whatever its name was then."""
-    names = {row.get("file"): None for _, row in _rows(records)}
+def _audited_file(audit: Path, names: Sequence[str | None], data: Path) -> str | None:
+    """The name of ``data`` among those of an audit. An audit of one file is of ``data``, whatever its name was then."""
     if len(names) == 1:
-        return next(iter(names))
+        return names[0]
     known = [name for name in names if isinstance(name, str)]
     same = [name for name in known if Path(name).resolve() == data.resolve()]
     same = same or [name for name in known if Path(name).name == data.name]
     if len(same) != 1:
         raise UserError(
-            f"{records.parent} is an audit of {len(names):,} files, and {data} is none of them or cannot be told from "
+            f"{audit} is an audit of {len(names):,} files, and {data} is none of them or cannot be told from "
             f"others: name one of those that were audited, such as {shown_value(known[0]) if known else 'DATA'}"
         )
     return same[0]
