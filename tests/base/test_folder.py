@@ -217,6 +217,10 @@ ODD_CONFIGS = [
     ({"model_type": "bert"}, "is_decoder is false, .* not a causal language model"),
     ({"model_type": "bert", "is_decoder": True}, "the weights do not have the tensor 'bert"),
     ({"model_type": "xlm"}, "causal is false, .* not a causal language model"),
+    (
+        '{"model_type": "xlnet", "d_model": 64, "n_head": 4, "n_layer": 2}',
+        "attn_type is 'bi', .* not a causal language model",
+    ),
     ({"model_type": "vit"}, "not a causal language model"),
     ({"model_type": "llava"}, "not a causal language model.*text_config"),
     ({"model_type": "t5", "is_encoder_decoder": True}, "an encoder with a decoder, not a causal language model"),

@@ -131,6 +131,11 @@ def _check_decoder_only(config: Any, folder: Path) -> None:
 def _check_causal(model: Any, path: Path) -> None:
     """Raise for a model of the BERT kind whose tokens see those behind them: it fills gaps and cannot generate."""
     config = model.config
+    if getattr(config, "attn_type", None) == "bi":
+        raise UserError(
+            f"{path}: attn_type is 'bi', so each token of this {config.model_type} sees those behind it, and it is not "
+            f"a causal language model. Name a model that generates text from left to right."
+        )
     masked = getattr(config, "is_decoder", None) is False and any(
         getattr(module, "is_decoder", None) is False for module in model.modules()
     )
