@@ -36,6 +36,9 @@ table; the same runs are tests (`tests/architectures`).
 - **unzip**: the unzipped model's logits are close to the fine-tune's. In brackets is their error divided by the effect
   of tuning.
 - **mixed batch against alone**: two packs and the base, asked together, answer as each of them does alone.
+- **engine**: requests for two packs and the base that come together get from the engine of `serve` what `generate`
+  answers to each alone. Where transformers' continuous batching cannot run a model, or computes another result than the
+  model itself, `serve` says so when it starts, and `generate` remains.
 - **left out**: the share of the delta's squared norm that is not in the pack.
 - **its tensors are served**: `row by row` means that all packs share one batch. `alone` means that a pack which changes
   such a tensor answers in batches of its own; `generate` sorts prompts into such batches by itself. The first such
@@ -78,6 +81,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
         "zip",
         "unzip (error / effect)",
         "mixed batch against alone",
+        "engine",
         "left out",
         "its tensors are served",
     ]
@@ -89,6 +93,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
                 row["zip"],
                 f"{row['unzip']} ({row['unzip_error']:.3f})",
                 row["mixed"],
+                row["engine"],
                 f"{row['left_out']:.1%}",
                 row["served"],
             ]

@@ -1,7 +1,8 @@
-"""Test one model family from end to end: fine-tune to pack, pack to fine-tune, and a mixed batch."""
+"""Test one model family from end to end: fine-tune to pack, pack to fine-tune, a mixed batch, and the engine."""
 
 from __future__ import annotations
 
+import asyncio
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from helpers.micro_families import build, tune
 from skillweave.base import Sampling, open_base
 from skillweave.delta import Delta, write_tuned
+from skillweave.engine import AsyncEngine
 from skillweave.errors import UserError
 from skillweave.micro import micro_tokenizer
 from skillweave.skillzip import ZipConfig, zip_delta
@@ -27,12 +29,13 @@ Eight-bit factors leave about a hundredth, and more if a router sends a token to
 _NEAR_ROUNDED = 0.5
 """The same on a base in int8, whose rounding sends more tokens to other experts."""
 _NEAR_ALONE = 1e-3
+_SAMPLING = Sampling(max_new_tokens=6)
 PROMPTS = ["what is 3 and 4", "hello", "sort 9 2 5", "and now"]
 
 
 @dataclass
 class Row:
-    """The results of one family. ``zip``, ``unzip`` and ``mixed`` are "pass" or the reason of a failure."""
+    """The results of one family. ``zip``, ``unzip``, ``mixed`` and ``engine`` are "pass" or the reason of a failure."""
 
     family: str
     parameters: int
@@ -41,6 +44,8 @@ class Row:
     mixed: str = ""
     served: str = ""
     """``row by row``, or ``alone: why``"""
+    engine: str = ""
+    """whether the server's engine answers requests that come together as `generate` answers each of them alone"""
     left_out: float = 0.0
     weight_error: float = 0.0
     unzip_error: float = 0.0
@@ -88,7 +93,9 @@ def _prove(family: str, folder: Path, codec: str, bits: int, int8: bool) -> Row:
     row.unzip = PASS if row.unzip_error < _NEAR_TUNED else f"{row.unzip_error:.2f} of the effect is lost"
     if int8:
         before = _logits(put_into_int8(base).model, ids)
-    row.mixed, row.served = _mixed(Weave.of(base, packs), ids, before, wanted, _NEAR_ROUNDED if int8 else _NEAR_TUNED)
+    weave = Weave.of(base, packs)
+    row.mixed, row.served = _mixed(weave, ids, before, wanted, _NEAR_ROUNDED if int8 else _NEAR_TUNED)
+    row.engine = asyncio.run(asyncio.wait_for(_engine(weave), 120))
     return row
 
 
@@ -121,11 +128,23 @@ def _mixed(
     return "a prompt is answered otherwise in a mixed batch than alone", served
 
 
+async def _engine(weave: Weave) -> str:
+    """Whether the engine gives the answers of `generate`, or why it refuses to open."""
+    names = ["a", None, "b", "a"]
+    try:
+        async with AsyncEngine(weave) as engine:
+            asked = [engine.submit(prompt, name, _SAMPLING) for prompt, name in zip(PROMPTS, names, strict=True)]
+            together = [(await generation.reply()).text for generation in asked]
+    except UserError as error:
+        refused, advised, _ = str(error).partition(" Answer with `skillweave generate`")
+        return refused.replace(f"{weave.base.ref}", "it") if advised else f"failed: {error}"
+    return PASS if together == _answers(weave, names)[1] else "a request is answered otherwise than alone"
+
+
 def _answers(weave: Weave, names: list[str | None]) -> tuple[list[str], list[str]]:
     """The answers of one mixed call, and those of one call for each prompt."""
-    sampling = Sampling(max_new_tokens=6)
-    together = [reply.text for reply in weave.generate(PROMPTS, names, sampling)]
-    apart = [weave.generate([prompt], name, sampling)[0].text for prompt, name in zip(PROMPTS, names, strict=True)]
+    together = [reply.text for reply in weave.generate(PROMPTS, names, _SAMPLING)]
+    apart = [weave.generate([prompt], name, _SAMPLING)[0].text for prompt, name in zip(PROMPTS, names, strict=True)]
     return together, apart
 
 

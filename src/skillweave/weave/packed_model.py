@@ -76,9 +76,10 @@ class PackedModel:
         _ = self._places
 
     @functools.cached_property
-    def _head(self) -> str:
-        head = self.model.get_output_embeddings()
-        return next((name for name, module in self._modules.items() if module is head), "")
+    def _head(self) -> frozenset[str]:
+        """The modules behind the backbone. Some models have a dense layer and a norm before the output embedding."""
+        backbone = set(self.model.base_model.modules()) - {self.model.get_output_embeddings()}
+        return frozenset(name for name, module in self._modules.items() if module not in backbone)
 
     @functools.cached_property
     def _places(self) -> Places:
@@ -349,7 +350,7 @@ class PackedModel:
 
         def named(modules: Sequence[str]) -> RowPacks:
             """The packs of what these modules are fed: of all rows, or of the hidden states that reach the head."""
-            return batch.last if len(batch.last) and self._head in modules else batch.names
+            return batch.last if len(batch.last) and not self._head.isdisjoint(modules) else batch.names
 
         def at(module: str) -> Change:
             if module not in changes:
