@@ -50,7 +50,10 @@ def hidden_states_at(model: Any, layer: int, **inputs: Any) -> Tensor:
 
 
 def _stopped(model: Any, layer: int, inputs: dict[str, Any]) -> Tensor | None:
-    """Return the output of the ``layer``-th decoder layer (from 1), or None if no pass comes by or the end is near."""
+    """Return the output of the ``layer``-th decoder layer, from a pass that stops there.
+
+    Return None for the first and the last layer, and for a model whose pass does not run through such a layer.
+    """
     layers = find_decoder_layers(model)
     if layers is None or not 0 < layer < len(layers):
         return None
