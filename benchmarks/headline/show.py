@@ -96,8 +96,9 @@ def _score_claims(rows: Sequence[Row]) -> Iterator[Claim]:
 def _cost_claims(rows: Sequence[Row]) -> Iterator[Claim]:
     facts = _facts(rows, SPEED)
     if facts:
-        ratios = [row["rates"][NAMED] / row["rates"]["monolith"] for row in facts]
-        yield judged("tokens/s of the weave, named, over those of the monolith", *student(ratios), "> 1")
+        for way in (NAMED, ROUTED):
+            ratios = [row["rates"][way] / row["rates"]["monolith"] for row in facts]
+            yield judged(f"tokens/s of the {way}, over those of the monolith", *student(ratios), "> 1")
         for where in ("memory", "disk"):
             sizes = [row["bytes"][where]["monolith"] / row["bytes"][where]["weave"] for row in facts]
             yield judged(f"bytes of the monolith over those of the weave, {where}", *student(sizes), "> 1")
