@@ -201,14 +201,14 @@ def plot(rows: Sequence[Row]) -> Figure:
     left.set_yticks([-at for at in range(len(arms))], arms, fontsize=8)
     left.set_xlabel("mean score over six skills, %")
     shown = [arm for arm in (BASE, ROUTED, MULTI, MONOLITH) if any("routing" in row for row in _facts(rows, arm))]
-    for place, arm in enumerate(shown):
-        facts = [row for row in _facts(rows, arm) if "routing" in row]
-        heights = [
-            100 * statistics.fmean(row["routing"].get(kind, {}).get("score", 0.0) for row in facts) for kind in HARD
-        ]
-        spots = [at + (place - (len(shown) - 1) / 2) * 0.2 for at in range(len(HARD))]
+    routed = {arm: [row["routing"] for row in _facts(rows, arm) if "routing" in row] for arm in shown}
+    # SmolLM2's everyday prompts have no right answers; they are only routed.
+    kinds = [kind for kind in HARD if any("score" in one.get(kind, {}) for facts in routed.values() for one in facts)]
+    for place, (arm, facts) in enumerate(routed.items()):
+        heights = [100 * statistics.fmean(one.get(kind, {}).get("score", 0.0) for one in facts) for kind in kinds]
+        spots = [at + (place - (len(shown) - 1) / 2) * 0.2 for at in range(len(kinds))]
         right.bar(spots, heights, width=0.2, color=COLOURS[arm], label=arm)
-    right.set_xticks(range(len(HARD)), HARD, fontsize=8)
+    right.set_xticks(range(len(kinds)), kinds, fontsize=8)
     right.set_ylabel("score, %")
     if shown:
         right.legend(fontsize=8, frameon=False)
