@@ -70,6 +70,7 @@ _STEPS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...]
         (r"[^\D0-9]", lambda m: str(int(m[0]))),  # digits of other scripts
         (r"<<[^<>\n]*>>", " "),  # calculator annotations of GSM8K
         (r"</?[A-Za-z][\w-]{0,30}>", " "),  # tags
+        (r"(?<![\w)<])<([-$€£]{0,2}[0-9][0-9.,/]{0,60}%?)>(?![\w(>])", r" \1 "),  # the brackets of a placeholder
         (r"~~[^~\n]{1,200}~~", " "),  # struck out
         (r"\[([^\[\]\n]{1,200})\]\((?:https?:/)?/[^\s()]{0,500}\)", r"\1"),  # a link
         (r"(?m)^\[\^\w{1,20}\]:[^\n]*$|\[\^\w{1,20}\]", " "),  # footnotes

@@ -59,6 +59,9 @@ _CJK = "\u2e80"  # from here on: scripts that write words without spaces
 _CJK_SCALES = {"万": 10**4, "萬": 10**4, "만": 10**4, "億": 10**8, "亿": 10**8, "억": 10**8}
 _CJK_TENS = frozenset("十百千万萬億亿")  # words that end with one are a number that goes on: 二十5
 _CJK_UNSURE = re.compile(r"[百千천백](?![克米瓦卡焦帕赫伏字])")  # scales that also begin units, such as 千克 (kilogram)
+_FORMULA = 20
+"""Tokens behind a scale in which a dollar sign may end a formula."""
+_MONEY_SCALES = {"m": 10**6, "b": 10**9}
 _FUNCTIONS = ("sqrt", "root", "log", "ln", "exp", "sin", "cos", "tan")
 _ORDINALS = ("st", "nd", "rd", "th")
 _PERCENT_WORDS = ("percent", "pct", "percentage")
@@ -149,8 +152,8 @@ class Reader:
             value = None
         elif word in PARTS or word == "quarters":
             value, last = self.part(value, last, after)
-        elif glued and self.text(after) in ("M", "B") and "currency" in (self.kind(first), self.kind(first + 1)):  # $5M
-            value, last = None if value is None else value * {"M": 10**6, "B": 10**9}[self.text(after)], after
+        elif glued and word in _MONEY_SCALES and self.is_money(first, after):
+            value, last = None if value is None else value * _MONEY_SCALES[word], after
         elif (
             (glued and word and self.text(after) in _VARIABLES)
             or word == "pi"
@@ -186,6 +189,14 @@ class Reader:
         ):
             value = None
         return Item(None if value is None else Number(value, percent), first, last, aside)
+
+    def is_money(self, first: int, scale: int) -> bool:
+        """Return whether a currency stands before the item, and its scale is no unit: £5m, and not $5m = 500cm$."""
+        if "currency" not in (self.kind(first), self.kind(first + 1)) or self.kind(scale + 1) == "power":
+            return False
+        ahead = range(scale + 1, scale + _FORMULA)
+        closed = any(self.text(at) == "$" and self.kind(at + 1) != "digits" for at in ahead)
+        return self.text(scale).isupper() or not closed
 
     def part(self, value: Fraction | None, last: int, word: int) -> tuple[Fraction | None, int]:
         """Return the value of "1 third" or "3 quarters", and its last token. It is None if they may mean two things."""
