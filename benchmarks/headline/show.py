@@ -200,11 +200,14 @@ def plot(rows: Sequence[Row]) -> Figure:
             left.plot([low, high], [-at, -at], color="#444444", linewidth=1)
     left.set_yticks([-at for at in range(len(arms))], arms, fontsize=8)
     left.set_xlabel("mean score over six skills, %")
-    shown = [arm for arm in (BASE, ROUTED, MULTI, MONOLITH) if any("routing" in row for row in _facts(rows, arm))]
-    routed = {arm: [row["routing"] for row in _facts(rows, arm) if "routing" in row] for arm in shown}
+    routed = {
+        arm: [row["routing"] for row in _facts(rows, arm) if "routing" in row]
+        for arm in (BASE, ROUTED, MULTI, MONOLITH)
+    }
+    shown = {arm: facts for arm, facts in routed.items() if facts}
     # SmolLM2's everyday prompts have no right answers; they are only routed.
-    kinds = [kind for kind in HARD if any("score" in one.get(kind, {}) for facts in routed.values() for one in facts)]
-    for place, (arm, facts) in enumerate(routed.items()):
+    kinds = [kind for kind in HARD if any("score" in one.get(kind, {}) for facts in shown.values() for one in facts)]
+    for place, (arm, facts) in enumerate(shown.items()):
         heights = [100 * statistics.fmean(one.get(kind, {}).get("score", 0.0) for one in facts) for kind in kinds]
         spots = [at + (place - (len(shown) - 1) / 2) * 0.2 for at in range(len(kinds))]
         right.bar(spots, heights, width=0.2, color=COLOURS[arm], label=arm)

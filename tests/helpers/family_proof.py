@@ -137,15 +137,18 @@ async def _engine(weave: Weave) -> str:
             together = [(await generation.reply()).text for generation in asked]
     except UserError as error:
         refused, advised, _ = str(error).partition(" Answer with `skillweave generate`")
-        return refused.replace(f"{weave.base.ref}", "it") if advised else f"failed: {error}"
-    return PASS if together == _answers(weave, names)[1] else "a request is answered otherwise than alone"
+        return refused.replace(str(weave.base.ref), "it") if advised else f"failed: {error}"
+    return PASS if together == _alone(weave, names) else "a request is answered otherwise than alone"
 
 
 def _answers(weave: Weave, names: list[str | None]) -> tuple[list[str], list[str]]:
     """The answers of one mixed call, and those of one call for each prompt."""
-    together = [reply.text for reply in weave.generate(PROMPTS, names, _SAMPLING)]
-    apart = [weave.generate([prompt], name, _SAMPLING)[0].text for prompt, name in zip(PROMPTS, names, strict=True)]
-    return together, apart
+    return [reply.text for reply in weave.generate(PROMPTS, names, _SAMPLING)], _alone(weave, names)
+
+
+def _alone(weave: Weave, names: list[str | None]) -> list[str]:
+    """The answers of one call for each prompt."""
+    return [weave.generate([prompt], name, _SAMPLING)[0].text for prompt, name in zip(PROMPTS, names, strict=True)]
 
 
 def _opened(folder: Path) -> Any:
